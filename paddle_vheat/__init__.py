@@ -1,0 +1,37 @@
+"""vHeat for PaddlePaddle: a vision backbone that conducts heat instead of attending.
+
+The public names are loaded on first use, so that ``import paddle_vheat`` is instant and quiet, and so that
+the command lines can choose CPU settings which the framework reads only once, before it is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paddle_vheat import ops
+    from paddle_vheat.models import UPerNet, VHeat, VHeatClassifier, create_model, list_models
+
+__version__ = "0.1.0"
+__all__ = ["UPerNet", "VHeat", "VHeatClassifier", "__version__", "create_model", "list_models", "ops"]
+
+_HOMES = {
+    "UPerNet": "paddle_vheat.models",
+    "VHeat": "paddle_vheat.models",
+    "VHeatClassifier": "paddle_vheat.models",
+    "create_model": "paddle_vheat.models",
+    "list_models": "paddle_vheat.models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module("paddle_vheat.ops")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'paddle_vheat' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,27 @@
+"""The one place that imports Paddle first, so that the import is quiet.
+
+On import, Paddle 3 warns that the compiler cache ``ccache`` is missing, which matters only to people who
+compile custom operators, and advises against more than one OMP thread, which is about its OpenBLAS builds (the
+wheels use MKL). They would be the first two things that every user of this package sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import warnings
+
+_KNOWN = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS WISELY")
+
+_said = io.StringIO()
+try:
+    with warnings.catch_warnings(), contextlib.redirect_stderr(_said):
+        warnings.filterwarnings("ignore", message="No ccache found")
+        import paddle
+finally:
+    for _line in _said.getvalue().splitlines(keepends=True):
+        if not _line.startswith(_KNOWN):
+            sys.stderr.write(_line)
+
+__all__ = ["paddle"]

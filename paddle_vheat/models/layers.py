@@ -1,0 +1,88 @@
+"""Small building blocks and initialisation shared by the models."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from paddle_vheat._paddle import paddle
+from paddle_vheat.ops.dct import known_size, size_of
+
+Tensor = Any
+nn = paddle.nn
+F = paddle.nn.functional
+
+
+class DropPath(nn.Layer):
+    """Stochastic depth: in training, a whole residual branch of a sample is dropped with probability ``rate``."""
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"DropPath: the rate must be in [0, 1), got {rate}")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.rate
+        shape = [size_of(x, 0)] + [1] * (x.ndim - 1)
+        return x * (paddle.floor(paddle.rand(shape) + keep) / keep).astype(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+def init_linear(layer: nn.Linear) -> None:
+    """Truncated normal (std 0.02) weight, zero bias."""
+    nn.initializer.TruncatedNormal(std=0.02)(layer.weight)
+    if layer.bias is not None:
+        nn.initializer.Constant(0.0)(layer.bias)
+
+
+def init_uniform(weight: Any, bias: Any, fan_in: int) -> None:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weight and bias.
+
+    This is PyTorch's default for convolutions, which the published model keeps; Paddle's default is wider
+    (normal with std sqrt(2 / fan_in)) and would change the start of training.
+    """
+    bound = 1.0 / math.sqrt(fan_in)
+    uniform = nn.initializer.Uniform(-bound, bound)
+    uniform(weight)
+    if bias is not None:
+        uniform(bias)
+
+
+def init_conv(layer: nn.Conv2D) -> None:
+    """:func:`init_uniform` for a convolution."""
+    _, channels_per_group, height, width = layer.weight.shape
+    init_uniform(layer.weight, layer.bias, channels_per_group * height * width)
+
+
+def resize(x: Tensor, size: Any, mode: str = "bilinear") -> Tensor:
+    """Resize (B, C, H, W) with half-pixel centres (``align_corners=False``); the input where nothing changes."""
+    if size == [known_size(x, 2), known_size(x, 3)]:
+        return x
+    return F.interpolate(x, size=size, mode=mode, align_corners=False)
+
+
+def spatial_size(x: Tensor) -> Any:
+    """(H, W) of an NCHW map: ints where known, else a tensor (in a graph of dynamic size)."""
+    height, width = known_size(x, 2), known_size(x, 3)
+    return paddle.shape(x)[2:] if height is None or width is None else [height, width]
+
+
+class ConvBNReLU(nn.Layer):
+    """Convolution without bias, BatchNorm (eps 1e-5), ReLU: the ``ConvModule`` of the published heads."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2D(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias_attr=False
+        )
+        # torch's momentum 0.1 is the share of the new statistics; Paddle's 0.9 is the share of the old.
+        self.bn = nn.BatchNorm2D(out_channels, momentum=0.9, epsilon=1e-5)
+        nn.initializer.KaimingNormal()(self.conv.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))

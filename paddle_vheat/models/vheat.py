@@ -1,0 +1,404 @@
+"""vHeat: a vision backbone whose token mixer is heat conduction.
+
+Paper: "Building Vision Models upon Heat Conduction", Wang et al., CVPR 2025, arXiv 2405.16555.
+The architecture is written from the paper and from the published checkpoints' shapes; no code is shared with
+the authors' release. Activations are channels last, (B, H, W, C), between the blocks: LayerNorm, the linear
+layers and both passes of the DCT then work on the memory as it lies; only convolutions see NCHW.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paddle_vheat._paddle import paddle
+from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform
+from paddle_vheat.ops import HeatConduction2D
+from paddle_vheat.ops.dct import known_size
+
+Tensor = Any
+nn = paddle.nn
+F = paddle.nn.functional
+
+MIN_SIZE = 32  # pixels a side: the trunk's total stride
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What tells one vHeat from another."""
+
+    embed_dim: int
+    depths: tuple[int, int, int, int]
+    post_norm: bool
+    layer_scale: float | None
+    drop_path_rate: float  # of the ImageNet recipe
+
+
+# ImageNet-1k top-1 82.2, 83.6 and 83.9 (84.0 in the paper) at 224 x 224. The paper's table prints
+# 68M parameters / 11.2G for base; the released configuration and weights are of D = 128, 87.5M / 14.9G.
+VARIANTS: dict[str, Variant] = {
+    "vheat_tiny": Variant(96, (2, 2, 6, 2), post_norm=False, layer_scale=None, drop_path_rate=0.1),
+    "vheat_small": Variant(96, (2, 2, 18, 2), post_norm=True, layer_scale=1e-5, drop_path_rate=0.3),
+    "vheat_base": Variant(128, (2, 2, 18, 2), post_norm=True, layer_scale=1e-5, drop_path_rate=0.5),
+}
+
+
+def size_pair(size: int | Sequence[int], name: str = "img_size") -> tuple[int, int]:
+    """(height, width) from an int or a pair, each at least ``MIN_SIZE``."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
+        raise ValueError(f"{name}: expected an int or (height, width) in pixels, got {size!r}")
+    if min(pair) < MIN_SIZE:
+        raise ValueError(f"{name}: vHeat needs at least {MIN_SIZE} pixels a side, got {pair[0]} x {pair[1]}")
+    return pair[0], pair[1]
+
+
+def stage_sizes(size: int | Sequence[int]) -> list[tuple[int, int]]:
+    """(height, width) of the four stages' maps for an input of ``size``; each halving rounds up."""
+    height, width = size_pair(size)
+    sizes = []
+    for step in range(5):
+        height, width = (height + 1) // 2, (width + 1) // 2
+        if step:
+            sizes.append((height, width))
+    return sizes
+
+
+class Stem(nn.Layer):
+    """Two strided convolutions to a quarter of the resolution: (B, 3, H, W) -> (B, H/4, W/4, D)."""
+
+    def __init__(self, in_channels: int, embed_dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2D(in_channels, embed_dim // 2, 3, stride=2, padding=1)
+        self.norm1 = nn.LayerNorm(embed_dim // 2, epsilon=1e-6)
+        self.conv2 = nn.Conv2D(embed_dim // 2, embed_dim, 3, stride=2, padding=1)
+        self.norm2 = nn.LayerNorm(embed_dim, epsilon=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norm1(self.conv1(x).transpose([0, 2, 3, 1])))
+        return self.norm2(self.conv2(x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1]))
+
+
+class Downsample(nn.Layer):
+    """Strided 3x3 convolution without bias and LayerNorm: (B, H, W, C) -> (B, H/2, W/2, 2C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2D(channels, 2 * channels, 3, stride=2, padding=1, bias_attr=False)
+        self.norm = nn.LayerNorm(2 * channels, epsilon=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1]))
+
+
+class MLP(nn.Layer):
+    """C -> 4C -> C with the exact (erf) GELU; the published weights are of 1x1 convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, 4 * channels)
+        self.fc2 = nn.Linear(4 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Layer):
+    """Heat conduction and an MLP, each on a residual branch, normalised before it or (post-norm) after."""
+
+    def __init__(self, channels: int, drop_path: float, post_norm: bool, layer_scale: float | None) -> None:
+        super().__init__()
+        self.post_norm = post_norm
+        self.norm1 = nn.LayerNorm(channels, epsilon=1e-5)
+        self.hco = HeatConduction2D(channels)
+        self.norm2 = nn.LayerNorm(channels, epsilon=1e-5)
+        self.mlp = MLP(channels)
+        self.drop_path = DropPath(drop_path)
+        self.has_layer_scale = layer_scale is not None
+        if layer_scale is not None:
+            scale = nn.initializer.Constant(layer_scale)
+            self.gamma1 = self.create_parameter([channels], default_initializer=scale)
+            self.gamma2 = self.create_parameter([channels], default_initializer=scale)
+
+    def forward(self, x: Tensor, frequency_embedding: Tensor | None) -> Tensor:
+        conducted = self.hco(x if self.post_norm else self.norm1(x), frequency_embedding)
+        x = x + self.drop_path(self._after(conducted, self.norm1, "gamma1"))
+        mixed = self.mlp(x if self.post_norm else self.norm2(x))
+        return x + self.drop_path(self._after(mixed, self.norm2, "gamma2"))
+
+    def _after(self, branch: Tensor, norm: nn.LayerNorm, scale: str) -> Tensor:
+        if self.post_norm:
+            branch = norm(branch)
+        return branch * getattr(self, scale) if self.has_layer_scale else branch
+
+
+class FoldedHeatConduction2D(nn.Layer):
+    """Inference form of the HCO for one size: the decay is a constant, ``to_k`` and the embedding are gone."""
+
+    def __init__(self, hco: HeatConduction2D, frequency_embedding: Tensor) -> None:
+        super().__init__()
+        for name in ("dwconv", "linear", "out_norm", "out_linear"):
+            setattr(self, name, getattr(hco, name))
+        self.data_format = hco.data_format
+        with paddle.no_grad():
+            decay = hco.decay(frequency_embedding)
+        # A parameter, so that it is counted, saved and moved with the others, but never trained.
+        self.decay = self.create_parameter(decay.shape, dtype=decay.dtype)
+        self.decay.set_value(decay)
+        self.decay.stop_gradient = True
+        self.decay.trainable = False
+
+    def forward(self, x: Tensor, frequency_embedding: None = None) -> Tensor:
+        return HeatConduction2D.conduct(self, x, self.decay)
+
+
+class Stage(nn.Layer):
+    """``depth`` blocks that share one frequency embedding, and the downsample that follows them."""
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        drop_paths: Sequence[float],
+        post_norm: bool,
+        layer_scale: float | None,
+        downsample: bool,
+    ) -> None:
+        super().__init__()
+        # (H, W, C), one value per mode and channel, for the resolution that the model is made for.
+        self.frequency_embedding: Any = self.create_parameter(
+            [*size, channels], default_initializer=nn.initializer.TruncatedNormal(std=0.02)
+        )
+        self.blocks = nn.LayerList([Block(channels, rate, post_norm, layer_scale) for rate in drop_paths])
+        self.downsample = Downsample(channels) if downsample else None
+        self.recompute = False
+        self.folded_size: tuple[int, int] | None = None
+
+    def embedding_for(self, x: Tensor) -> Tensor | None:
+        """The frequency embedding, resized bicubically to the plate of ``x`` (B, H, W, C) where that differs."""
+        embedding = self.frequency_embedding
+        if embedding is None:  # folded
+            return None
+        height, width = known_size(x, 1), known_size(x, 2)
+        if [height, width] == list(embedding.shape[:2]):
+            return embedding
+        size = paddle.shape(x)[1:3] if height is None or width is None else [height, width]
+        with paddle.amp.auto_cast(enable=False):
+            planes = embedding.transpose([2, 0, 1]).unsqueeze(0)
+            resized = F.interpolate(planes, size=size, mode="bicubic", align_corners=False)
+            return resized.squeeze(0).transpose([1, 2, 0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedding = self.embedding_for(x)
+        for block in self.blocks:
+            if self.recompute and self.training and not x.stop_gradient:
+                x = paddle.distributed.fleet.utils.recompute(block, x, embedding)
+            else:
+                x = block(x, embedding)
+        return x
+
+    def fold(self, size: tuple[int, int]) -> None:
+        """Replace every HCO by its inference form for a plate of ``size``; in place."""
+        probe = paddle.zeros([0, *size, 1])
+        with paddle.no_grad():
+            embedding = self.embedding_for(probe)
+        for block in self.blocks:
+            block.hco = FoldedHeatConduction2D(block.hco, embedding)
+        self.frequency_embedding = None
+        self.folded_size = size
+
+
+class VHeat(nn.Layer):
+    """The vHeat trunk: four stages of maps at strides 4, 8, 16 and 32.
+
+    Args:
+        embed_dim: channels D of the first stage; the stages have D, 2D, 4D and 8D.
+        depths: number of blocks of each stage.
+        post_norm: LayerNorm after a branch (small, base) rather than before it (tiny).
+        layer_scale: initial value of the per-channel scale on every branch, None for no scale.
+        drop_path_rate: stochastic depth; the rate rises linearly from 0 at the first block to this at the last.
+        img_size: int or (height, width) in pixels that the frequency embeddings are made for. Any other input
+            size of at least 32 pixels a side works too: the embeddings are then resized bicubically.
+        in_channels: channels of the image.
+        out_norms: whether the stages' outputs go through a LayerNorm each (dense prediction) or are raw.
+        recompute: whether training recomputes each block's activations in the backward pass (gradient
+            checkpointing): less memory, about a third more time, the same results.
+
+    Shapes:
+        image (B, in_channels, H, W) -> four maps (B, D * 2^i, ceil(H / 2^(i+2)), ceil(W / 2^(i+2))).
+    """
+
+    def __init__(
+        self,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        post_norm: bool = False,
+        layer_scale: float | None = None,
+        drop_path_rate: float = 0.1,
+        img_size: int | Sequence[int] = 224,
+        in_channels: int = 3,
+        out_norms: bool = True,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(depths) != 4 or min(depths) < 1:
+            raise ValueError(f"VHeat: depths must be four positive numbers, got {tuple(depths)}")
+        if embed_dim < 2 or embed_dim % 2:
+            raise ValueError(f"VHeat: embed_dim must be even and positive, got {embed_dim}")
+        if not 0.0 <= drop_path_rate < 1.0:
+            raise ValueError(f"VHeat: drop_path_rate must be in [0, 1), got {drop_path_rate}")
+        self.img_size = size_pair(img_size)
+        self.in_channels = in_channels
+        self.feat_channels = [embed_dim * 2**i for i in range(4)]
+        total = sum(depths)
+        rates = [drop_path_rate * i / max(total - 1, 1) for i in range(total)]
+        self.stem = Stem(in_channels, embed_dim)
+        self.stages = nn.LayerList()
+        for i, (channels, size) in enumerate(zip(self.feat_channels, stage_sizes(self.img_size))):
+            start = sum(depths[:i])
+            stage_rates = rates[start : start + depths[i]]
+            self.stages.append(Stage(channels, size, stage_rates, post_norm, layer_scale, downsample=i < 3))
+        self.out_norms = out_norms
+        if out_norms:
+            for i, channels in enumerate(self.feat_channels):
+                self.add_sublayer(f"outnorm{i}", nn.LayerNorm(channels, epsilon=1e-5))
+        self.folded_for: tuple[int, int] | None = None
+        self.set_recompute(recompute)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for layer in self.sublayers():
+            if isinstance(layer, nn.Linear):
+                init_linear(layer)
+            elif isinstance(layer, nn.Conv2D):
+                init_conv(layer)
+        for layer in self.sublayers():
+            if isinstance(layer, MLP):  # published as 1x1 convolutions, which keep their own initialisation
+                for linear in (layer.fc1, layer.fc2):
+                    init_uniform(linear.weight, linear.bias, linear.weight.shape[0])
+
+    def set_recompute(self, enable: bool = True) -> None:
+        """Switch gradient checkpointing of the blocks on or off."""
+        for stage in self.stages:
+            stage.recompute = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the published recipe does not decay: 1-D ones (norms, biases, scales)."""
+        return {name for name, parameter in self.named_parameters() if parameter.ndim == 1}
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise a ValueError that says what is wrong with an image batch (B, C, H, W)."""
+        if x.ndim != 4:
+            raise ValueError(f"VHeat: expected images (B, {self.in_channels}, H, W), got shape {list(x.shape)}")
+        batch, channels, height, width = (known_size(x, axis) for axis in range(4))
+        if batch == 0:
+            raise ValueError("VHeat: the batch is empty (B = 0)")
+        if channels is not None and channels != self.in_channels:
+            raise ValueError(f"VHeat: expected {self.in_channels} channels, got {channels}")
+        if self.folded_for is not None:
+            if (height, width) != self.folded_for:
+                raise ValueError(
+                    f"VHeat: this model was folded for {self.folded_for[0]} x {self.folded_for[1]} pixels and "
+                    f"cannot take {height} x {width}; fold the original model for that size"
+                )
+            return
+        for side, length in (("rows", height), ("columns", width)):
+            if length is not None and length < MIN_SIZE:
+                raise ValueError(
+                    f"VHeat: needs at least {MIN_SIZE} pixels a side, got {height} x {width}; pad the image by "
+                    f"{MIN_SIZE - length} {side}"
+                )
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """The four stages' raw outputs, each before its downsample, channels last (B, H, W, C)."""
+        self.check_input(x)
+        x = self.stem(x)
+        outputs = []
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+        return outputs
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """Four NCHW maps at strides 4, 8, 16 and 32, normalised if the trunk has output norms."""
+        maps = self.forward_stages(x)
+        if self.out_norms:
+            maps = [getattr(self, f"outnorm{i}")(feature) for i, feature in enumerate(maps)]
+        return [feature.transpose([0, 3, 1, 2]) for feature in maps]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.forward_features(x)
+
+    def fold(self, size: int | Sequence[int]) -> VHeat:
+        """The inference form for inputs of one size: a folded copy in evaluation mode; see :func:`fold_model`."""
+        return fold_model(self, size)
+
+
+class VHeatClassifier(nn.Layer):
+    """vHeat with the classification head: LayerNorm, global average pool, Linear.
+
+    ``forward`` maps images (B, C, H, W) to logits (B, num_classes); ``forward_features`` to the four raw maps.
+    Keyword arguments beyond ``num_classes`` are those of :class:`VHeat`.
+    """
+
+    def __init__(self, num_classes: int = 1000, **trunk: Any) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"VHeatClassifier: num_classes must be at least 1, got {num_classes}")
+        self.num_classes = num_classes
+        self.backbone = VHeat(out_norms=False, **trunk)
+        channels = self.backbone.feat_channels[-1]
+        self.norm = nn.LayerNorm(channels, epsilon=1e-5)
+        self.head = nn.Linear(channels, num_classes)
+        init_linear(self.head)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        return self.backbone.forward_features(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = self.backbone.forward_stages(x)[-1]
+        return self.head(self.norm(last).mean(axis=[1, 2]))
+
+    def fold(self, size: int | Sequence[int]) -> VHeatClassifier:
+        """The inference form for inputs of one size: a folded copy in evaluation mode; see :func:`fold_model`."""
+        return fold_model(self, size)
+
+
+def fold_model(model: Any, size: int | Sequence[int]) -> Any:
+    """Copy a model with every vHeat trunk inside it folded for inputs of one size.
+
+    The decay exp(-k w^2) becomes a constant of each block; ``to_k`` and the frequency embeddings are dropped.
+    The model itself is left as it is, so that it can be folded again for another size.
+
+    Args:
+        model: a layer that is, or contains, :class:`VHeat`.
+        size: int or (height, width) in pixels of the images that the copy will be given.
+
+    Returns:
+        A copy in evaluation mode with equal outputs at that size. Any other size is an error.
+
+    Raises:
+        ValueError: if the model is folded already, or holds no vHeat trunk.
+    """
+    height, width = size_pair(size, "fold")
+    trunks = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, VHeat)]
+    if not trunks:
+        raise ValueError(f"fold: {type(model).__name__} holds no vHeat trunk")
+    for trunk in trunks:
+        if trunk.folded_for is not None:
+            raise ValueError(
+                f"fold: the model is already folded for {trunk.folded_for[0]} x {trunk.folded_for[1]} pixels, "
+                "and a folded decay cannot be resized; fold the original model"
+            )
+    folded = copy.deepcopy(model)
+    folded.eval()
+    for trunk in folded.sublayers(include_self=True):
+        if isinstance(trunk, VHeat):
+            for stage, plate in zip(trunk.stages, stage_sizes((height, width))):
+                stage.fold(plate)
+            trunk.folded_for = (height, width)
+    return folded

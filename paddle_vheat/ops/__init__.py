@@ -1,0 +1,16 @@
+"""The discrete cosine transform and the Heat Conduction Operator."""
+
+from paddle_vheat.ops.dct import cosine_basis, dct, dct2, idct, idct2
+from paddle_vheat.ops.heat import HeatConduction2D, conduct_heat, heat_decay, squared_frequencies
+
+__all__ = [
+    "HeatConduction2D",
+    "conduct_heat",
+    "cosine_basis",
+    "dct",
+    "dct2",
+    "heat_decay",
+    "idct",
+    "idct2",
+    "squared_frequencies",
+]

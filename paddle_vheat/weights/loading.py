@@ -1,0 +1,156 @@
+"""Strict loading: every parameter of the model is filled from the file and nothing in the file is left over."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_vheat._paddle import paddle
+from paddle_vheat.weights.safe_pickle import UnsafeFileError, load_arrays
+
+# paddle.save adds this table of internal names to every state dict.
+_PADDLE_NAME_TABLE = "StructuredToParameterName@@"
+EMBEDDING_SUFFIX = ".frequency_embedding"
+
+
+@dataclass
+class LoadReport:
+    """What a strict load did."""
+
+    loaded: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)  # frequency embeddings of another resolution
+    fresh: list[str] = field(default_factory=list)  # allowed to be missing from the file, left as initialised
+
+    def __str__(self) -> str:
+        text = f"{len(self.loaded)} arrays loaded"
+        if self.resized:
+            text += f", {len(self.resized)} frequency embeddings resized bicubically ({'; '.join(self.resized)})"
+        if self.fresh:
+            text += f", {len(self.fresh)} left as initialised ({', '.join(self.fresh)})"
+        return text
+
+
+def read_weights(path: str | Path) -> dict[str, np.ndarray]:
+    """Names and arrays of a ``.pdparams`` file, read without running code from it.
+
+    Raises:
+        FileNotFoundError, UnsafeFileError: naming the file and what is wrong with it.
+    """
+    content = load_arrays(path)
+    if not isinstance(content, dict):
+        raise UnsafeFileError(f"{path}: expected a dict of arrays, got {type(content).__name__}")
+    content.pop(_PADDLE_NAME_TABLE, None)
+    wrong = [str(name) for name, value in content.items() if not isinstance(value, np.ndarray)]
+    if wrong:
+        raise UnsafeFileError(f"{path}: not a file of model weights; no arrays: {', '.join(wrong[:5])}")
+    return content
+
+
+def save_weights(layer: Any, path: str | Path) -> None:
+    """Write a layer's state dict as ``.pdparams``, by way of a temporary name so that no half file remains."""
+    write_atomically(path, lambda temporary: paddle.save(layer.state_dict(), temporary))
+
+
+def write_atomically(path: str | Path, write: Any) -> None:
+    """Call ``write(temporary path)``, flush the result to disk and move it to ``path``."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return f"{name} (nearest: {near[0]})" if near else name
+
+
+def _resize_embedding(array: np.ndarray, shape: list[int]) -> np.ndarray:
+    """Bicubic resize of a frequency embedding (H, W, C) to ``shape``."""
+    planes = paddle.to_tensor(array.astype(np.float32)).transpose([2, 0, 1]).unsqueeze(0)
+    with paddle.no_grad():
+        resized = paddle.nn.functional.interpolate(planes, shape[:2], mode="bicubic", align_corners=False)
+    return resized.squeeze(0).transpose([1, 2, 0]).numpy()
+
+
+def load_state(
+    layer: Any,
+    state: Mapping[str, np.ndarray],
+    source: str,
+    fresh_prefixes: tuple[str, ...] = (),
+    unused_prefixes: tuple[str, ...] = (),
+) -> LoadReport:
+    """Fill a layer from named arrays, strictly.
+
+    Args:
+        layer: the model.
+        state: names and arrays.
+        source: what to call the arrays in an error.
+        fresh_prefixes: parameters under these prefixes may be missing from ``state`` (a new decoder).
+        unused_prefixes: arrays under these prefixes may have no place in the model (an old classifier head).
+
+    Raises:
+        ValueError: listing what is missing, left over, and of the wrong shape. The model is then unchanged.
+    """
+    target = layer.state_dict()
+    report = LoadReport()
+    missing = [name for name in target if name not in state]
+    report.fresh = [name for name in missing if name.startswith(fresh_prefixes)] if fresh_prefixes else []
+    missing = [name for name in missing if name not in set(report.fresh)]
+    left_over = [name for name in state if name not in target]
+    if unused_prefixes:
+        left_over = [name for name in left_over if not name.startswith(unused_prefixes)]
+    values: dict[str, np.ndarray] = {}
+    misshaped = []
+    for name, parameter in target.items():
+        if name not in state:
+            continue
+        array, shape = state[name], list(parameter.shape)
+        if list(array.shape) != shape:
+            is_embedding = name.endswith(EMBEDDING_SUFFIX) or name == EMBEDDING_SUFFIX[1:]
+            if is_embedding and array.ndim == 3 and array.shape[2] == shape[2]:
+                report.resized.append(f"{name} {array.shape[0]}x{array.shape[1]} -> {shape[0]}x{shape[1]}")
+                array = _resize_embedding(array, shape)
+            else:
+                misshaped.append(f"{name}: the file has {list(array.shape)}, the model {shape}")
+                continue
+        values[name] = array
+        report.loaded.append(name)
+    problems = []
+    if missing:
+        problems.append("missing from the file: " + ", ".join(_nearest(n, left_over) for n in missing[:10]))
+    if left_over:
+        problems.append("in the file but not in the model: " + ", ".join(_nearest(n, missing) for n in left_over[:10]))
+    if misshaped:
+        problems.append("of another shape: " + "; ".join(misshaped[:10]))
+    if problems:
+        counts = f"{len(missing)} missing, {len(left_over)} left over, {len(misshaped)} of another shape"
+        raise ValueError(f"{source} does not fit {type(layer).__name__} ({counts}):\n  " + "\n  ".join(problems))
+    for name, array in values.items():
+        target[name].set_value(np.ascontiguousarray(array))
+    return report
+
+
+def load_weights(
+    layer: Any,
+    path: str | Path,
+    fresh_prefixes: tuple[str, ...] = (),
+    unused_prefixes: tuple[str, ...] = (),
+) -> LoadReport:
+    """Fill a layer from a ``.pdparams`` file, strictly; see :func:`load_state`."""
+    return load_state(layer, read_weights(path), str(path), fresh_prefixes, unused_prefixes)

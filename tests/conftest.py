@@ -1,0 +1,64 @@
+"""Shared fixtures. CPU settings come first: Paddle reads them once, when it is imported."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from paddle_vheat.cpu import configure_cpu
+
+os.environ.setdefault("SEG_HOME", str(Path(__file__).resolve().parent.parent / "build" / "seg_home"))
+if "paddle" not in sys.modules:
+    configure_cpu()
+
+import numpy as np  # noqa: E402
+
+from paddle_vheat._paddle import paddle  # noqa: E402
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test starts from the same random state, whatever ran before it."""
+    paddle.seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(tmp_path_factory):
+    """Unpack a reference checkpoint and give its path."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def unpack(name: str) -> Path:
+        path = folder / f"{name}.pth"
+        if not path.exists():
+            path.write_bytes(lzma.decompress((GOLDEN / f"{name}.pth.xz").read_bytes()))
+        return path
+
+    return unpack
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"{name}.npz") as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def sample(array: np.ndarray, limit: int) -> np.ndarray:
+    """Every k-th value, as the larger references are stored (tests/golden/README.md)."""
+    step = max(1, array.size // limit)
+    if step > 1 and step % 2 == 0:
+        step += 1
+    return array.reshape(-1)[::step]
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Largest difference over the largest magnitude of the reference."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    assert np.isfinite(ours).all()
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
