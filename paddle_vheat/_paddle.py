@@ -19,9 +19,11 @@ try:
     with warnings.catch_warnings(), contextlib.redirect_stderr(_said):
         warnings.filterwarnings("ignore", message="No ccache found")
         import paddle
+        import paddle.nn as nn
+        import paddle.nn.functional as F
 finally:
     for _line in _said.getvalue().splitlines(keepends=True):
         if not _line.startswith(_KNOWN):
             sys.stderr.write(_line)
 
-__all__ = ["paddle"]
+__all__ = ["F", "nn", "paddle"]

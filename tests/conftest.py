@@ -15,9 +15,9 @@ os.environ.setdefault("SEG_HOME", str(Path(__file__).resolve().parent.parent / "
 if "paddle" not in sys.modules:
     configure_cpu()
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from paddle_vheat._paddle import paddle  # noqa: E402
+from paddle_vheat._paddle import paddle
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from paddle_vheat._paddle import paddle
+from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.ops.dct import known_size, size_of
 
 Tensor = Any
-nn = paddle.nn
-F = paddle.nn.functional
 
 
 class DropPath(nn.Layer):
@@ -77,9 +75,7 @@ class ConvBNReLU(nn.Layer):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2D(
-            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias_attr=False
-        )
+        self.conv = nn.Conv2D(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias_attr=False)
         # torch's momentum 0.1 is the share of the new statistics; Paddle's 0.9 is the share of the old.
         self.bn = nn.BatchNorm2D(out_channels, momentum=0.9, epsilon=1e-5)
         nn.initializer.KaimingNormal()(self.conv.weight)

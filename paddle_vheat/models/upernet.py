@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from paddle_vheat._paddle import paddle
+from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.models.layers import ConvBNReLU, resize, spatial_size
 from paddle_vheat.models.vheat import fold_model
 
 Tensor = Any
-nn = paddle.nn
-F = paddle.nn.functional
 
 POOL_SIZES = (1, 2, 3, 6)
 
@@ -51,9 +49,7 @@ class UPerHead(nn.Layer):
         maps (B, C_i, H / 2^i, W / 2^i) -> logits (B, num_classes, H, W), at the size of the first map.
     """
 
-    def __init__(
-        self, in_channels: Sequence[int], channels: int, num_classes: int, dropout: float = 0.1
-    ) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int, num_classes: int, dropout: float = 0.1) -> None:
         super().__init__()
         last = in_channels[-1]
         self.pyramid = nn.LayerList([PyramidPooling(last, channels, bins) for bins in POOL_SIZES])
@@ -127,9 +123,7 @@ class UPerNet(nn.Layer):
         self.num_classes = num_classes
         self.backbone = backbone
         self.decode_head = UPerHead(widths, channels, num_classes, dropout)
-        self.auxiliary_head = (
-            FCNHead(widths[2], aux_channels, num_classes, dropout) if aux_channels > 0 else None
-        )
+        self.auxiliary_head = FCNHead(widths[2], aux_channels, num_classes, dropout) if aux_channels > 0 else None
 
     def forward(self, x: Tensor) -> list[Tensor]:
         size = spatial_size(x)

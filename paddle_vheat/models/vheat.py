@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paddle_vheat._paddle import paddle
+from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform
-from paddle_vheat.ops import HeatConduction2D
-from paddle_vheat.ops.dct import known_size
+from paddle_vheat.ops import HeatConduction2D, resize_bicubic
+from paddle_vheat.ops.dct import known_size, size_of
 
 Tensor = Any
-nn = paddle.nn
-F = paddle.nn.functional
 
 MIN_SIZE = 32  # pixels a side: the trunk's total stride
 
@@ -141,6 +139,7 @@ class FoldedHeatConduction2D(nn.Layer):
         super().__init__()
         for name in ("dwconv", "linear", "out_norm", "out_linear"):
             setattr(self, name, getattr(hco, name))
+        self.channels = hco.channels
         self.data_format = hco.data_format
         with paddle.no_grad():
             decay = hco.decay(frequency_embedding)
@@ -181,14 +180,9 @@ class Stage(nn.Layer):
         embedding = self.frequency_embedding
         if embedding is None:  # folded
             return None
-        height, width = known_size(x, 1), known_size(x, 2)
-        if [height, width] == list(embedding.shape[:2]):
-            return embedding
-        size = paddle.shape(x)[1:3] if height is None or width is None else [height, width]
+        # Under AMP too in the embedding's own precision, as what is made of it.
         with paddle.amp.auto_cast(enable=False):
-            planes = embedding.transpose([2, 0, 1]).unsqueeze(0)
-            resized = F.interpolate(planes, size=size, mode="bicubic", align_corners=False)
-            return resized.squeeze(0).transpose([1, 2, 0])
+            return resize_bicubic(embedding, size_of(x, 1), size_of(x, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         embedding = self.embedding_for(x)

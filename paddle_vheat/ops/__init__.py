@@ -2,6 +2,7 @@
 
 from paddle_vheat.ops.dct import cosine_basis, dct, dct2, idct, idct2
 from paddle_vheat.ops.heat import HeatConduction2D, conduct_heat, heat_decay, squared_frequencies
+from paddle_vheat.ops.resize import resize_bicubic
 
 __all__ = [
     "HeatConduction2D",
@@ -12,5 +13,6 @@ __all__ = [
     "heat_decay",
     "idct",
     "idct2",
+    "resize_bicubic",
     "squared_frequencies",
 ]

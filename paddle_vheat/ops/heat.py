@@ -10,12 +10,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from paddle_vheat._paddle import paddle
+from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.ops.dct import cosine_basis, is_empty, known_size, size_of
 
 Tensor = Any
-nn = paddle.nn
-F = paddle.nn.functional
 
 
 def squared_frequencies(height: int | Tensor, width: int | Tensor) -> Tensor:
@@ -177,7 +175,8 @@ class HeatConduction2D(nn.Layer):
     def conduct(self, x: Tensor, decay: Tensor) -> Tensor:
         """The operator for a given decay (H, W, C)."""
         planes = x if self.data_format == "NCHW" else x.transpose([0, 3, 1, 2])
-        heat, gate = paddle.chunk(self.linear(self.dwconv(planes).transpose([0, 2, 3, 1])), 2, axis=-1)
+        both = self.linear(self.dwconv(planes).transpose([0, 2, 3, 1]))
+        heat, gate = both[..., : self.channels], both[..., self.channels :]
         heat = self.out_norm(conduct_heat(heat, decay))
         out = self.out_linear(heat * F.silu(gate))
         return out if self.data_format == "NHWC" else out.transpose([0, 3, 1, 2])

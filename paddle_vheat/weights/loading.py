@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat._paddle import paddle
+from paddle_vheat.ops import resize_bicubic
 from paddle_vheat.weights.safe_pickle import UnsafeFileError, load_arrays
 
 # paddle.save adds this table of internal names to every state dict.
@@ -82,10 +83,8 @@ def _nearest(name: str, candidates: Iterable[str]) -> str:
 
 def _resize_embedding(array: np.ndarray, shape: list[int]) -> np.ndarray:
     """Bicubic resize of a frequency embedding (H, W, C) to ``shape``."""
-    planes = paddle.to_tensor(array.astype(np.float32)).transpose([2, 0, 1]).unsqueeze(0)
     with paddle.no_grad():
-        resized = paddle.nn.functional.interpolate(planes, shape[:2], mode="bicubic", align_corners=False)
-    return resized.squeeze(0).transpose([1, 2, 0]).numpy()
+        return resize_bicubic(paddle.to_tensor(array.astype(np.float32)), shape[0], shape[1]).numpy()
 
 
 def load_state(
@@ -135,7 +134,9 @@ def load_state(
     if missing:
         problems.append("missing from the file: " + ", ".join(_nearest(n, left_over) for n in missing[:10]))
     if left_over:
-        problems.append("in the file but not in the model: " + ", ".join(_nearest(n, missing) for n in left_over[:10]))
+        problems.append(
+            "in the file but not in the model: " + ", ".join(_nearest(n, missing) for n in left_over[:10])
+        )
     if misshaped:
         problems.append("of another shape: " + "; ".join(misshaped[:10]))
     if problems:

@@ -24,7 +24,9 @@ def tensor(array, trainable=False):
 def fill(layer, data, dtype):
     for name, parameter in layer.named_parameters():
         value = data["param/" + name.replace("to_k.", "to_k.0.")].astype(dtype)
-        parameter.set_value(value.T if name.split(".")[0] in ("linear", "to_k", "out_linear") and value.ndim == 2 else value)
+        parameter.set_value(
+            value.T if name.split(".")[0] in ("linear", "to_k", "out_linear") and value.ndim == 2 else value
+        )
 
 
 @pytest.mark.parametrize("data_format", ["NCHW", "NHWC"])
@@ -53,7 +55,13 @@ def test_equals_the_references_with_every_gradient(name, data_format):
     for key, parameter in layer.named_parameters():
         reference = data["grad/" + key.replace("to_k.", "to_k.0.")]
         ours = parameter.grad.numpy()
-        assert relative_error(ours.T if ours.shape != reference.shape or "linear.weight" in key or "to_k.weight" in key else ours, reference) < bound, key
+        assert (
+            relative_error(
+                ours.T if ours.shape != reference.shape or "linear.weight" in key or "to_k.weight" in key else ours,
+                reference,
+            )
+            < bound
+        ), key
 
 
 def test_folded_decay_equals_the_reference():
@@ -76,7 +84,10 @@ def test_conduction_equals_scipy_in_float64(plate):
     assert ours.dtype == paddle.float64
     # the frequencies are float32 numbers (6e-8), times k w^2 of up to 60 in the exponent, where the decay is tiny
     assert relative_error(ours.numpy(), decay) < 1e-6
-    assert relative_error(ops.conduct_heat(tensor(heat), tensor(decay)).numpy(), conduct_reference(heat, decay)) < 1e-13
+    assert (
+        relative_error(ops.conduct_heat(tensor(heat), tensor(decay)).numpy(), conduct_reference(heat, decay))
+        < 1e-13
+    )
 
 
 def test_limits_of_the_diffusivity():
@@ -137,7 +148,10 @@ def test_gradient_of_only_one_input(trainable):
 
 def test_keeps_only_the_modes_and_the_decay():
     saved = []
-    heat, decay = tensor(np.ones((2, 4, 4, 3), np.float32), True), tensor(np.ones((4, 4, 3), np.float32), True)
+    heat, decay = (
+        tensor(np.ones((2, 4, 4, 3), np.float32), True),
+        tensor(np.ones((4, 4, 3), np.float32), True),
+    )
     with paddle.autograd.saved_tensors_hooks(lambda t: (saved.append(t.shape), t)[1], lambda t: t):
         ops.conduct_heat(heat, decay)
     assert saved == [[2, 4, 4, 3], [4, 4, 3]]

@@ -1,0 +1,82 @@
+"""Bicubic resizing of plates as matrix products.
+
+Half-pixel centres (``align_corners=False``), Keys' kernel with a = -0.75, edges repeated: what PyTorch's
+``interpolate(mode="bicubic")`` computes. Paddle's own computes the same except for a result of one row or
+column, where it samples the first instead of the centre (seen on 2.6.2 to 3.3.1).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from paddle_vheat._paddle import paddle
+from paddle_vheat.ops.dct import size_of
+
+Tensor = Any
+_A = -0.75
+
+
+def _taps(fraction: Any) -> list[Any]:
+    """Weights of the four neighbours at distances 1 + f, f, 1 - f and 2 - f, for f in [0, 1)."""
+
+    def near(t: Any) -> Any:
+        return ((_A + 2) * t - (_A + 3)) * t * t + 1
+
+    def far(t: Any) -> Any:
+        return ((_A * t - 5 * _A) * t + 8 * _A) * t - 4 * _A
+
+    return [far(1 + fraction), near(fraction), near(1 - fraction), far(2 - fraction)]
+
+
+@lru_cache(maxsize=64)
+def _matrix_numpy(old: int, new: int) -> np.ndarray:
+    """The (new, old) resizing matrix in float64."""
+    # Twice the centre, scaled by new, is the integer (2i + 1) old - new: its quotient and remainder are exact.
+    doubled = (2 * np.arange(new) + 1) * old - new
+    base, fraction = doubled // (2 * new), (doubled % (2 * new)) / (2 * new)
+    matrix = np.zeros((new, old))
+    for tap, weight in zip((-1, 0, 1, 2), _taps(fraction)):
+        np.add.at(matrix, (np.arange(new), np.clip(base + tap, 0, old - 1)), weight)
+    return matrix
+
+
+def _matrix_graph(old: int, new: Tensor, dtype: Any) -> Tensor:
+    """The same matrix as operations of a static graph, for a new size known only at run time."""
+    new = new.astype("int64").reshape([])
+    doubled = (2 * paddle.arange(0, new, 1, dtype="int64") + 1) * old - new
+    base = paddle.floor_divide(doubled + 2 * new, 2 * new) - 1  # shifted so that nothing negative is divided
+    fraction = (doubled - base * 2 * new).astype("float32") / (2 * new).astype("float32")
+    columns = paddle.arange(0, old, 1, dtype="int64").unsqueeze(0)
+    matrix: Any = 0.0
+    for tap, weight in zip((-1, 0, 1, 2), _taps(fraction)):
+        chosen = paddle.clip(base + tap, 0, old - 1).unsqueeze(1) == columns
+        matrix = matrix + chosen.astype("float32") * weight.unsqueeze(1)
+    return matrix.astype(dtype)
+
+
+def _matrix(old: int, new: int | Tensor, dtype: Any) -> Tensor:
+    if isinstance(new, int):
+        return paddle.to_tensor(_matrix_numpy(old, new).astype(np.float32)).astype(dtype)
+    return _matrix_graph(old, new, dtype)
+
+
+def resize_bicubic(plate: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+    """Resize (H, W, C) to (height, width, C), bicubically.
+
+    Args:
+        plate: (H, W, C) floating-point tensor of known size.
+        height, width: new size; ints, or scalar tensors in a graph of dynamic size.
+
+    Returns:
+        Tensor (height, width, C) of the dtype of ``plate``; ``plate`` itself if the size is its own.
+    """
+    old_height, old_width, channels = plate.shape
+    if isinstance(height, int) and isinstance(width, int) and [height, width] == [old_height, old_width]:
+        return plate
+    rows = _matrix(old_height, height, plate.dtype)
+    columns = _matrix(old_width, width, plate.dtype)
+    tall = paddle.matmul(rows, plate.reshape([old_height, old_width * channels]))
+    return paddle.matmul(columns, tall.reshape([size_of(tall, 0), old_width, channels]))
