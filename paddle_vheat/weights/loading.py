@@ -134,9 +134,7 @@ def load_state(
     if missing:
         problems.append("missing from the file: " + ", ".join(_nearest(n, left_over) for n in missing[:10]))
     if left_over:
-        problems.append(
-            "in the file but not in the model: " + ", ".join(_nearest(n, missing) for n in left_over[:10])
-        )
+        problems.append("in the file but not in the model: " + ", ".join(_nearest(n, missing) for n in left_over[:10]))
     if misshaped:
         problems.append("of another shape: " + "; ".join(misshaped[:10]))
     if problems:

@@ -99,9 +99,7 @@ def load_arrays(path: str | Path) -> Any:
         head = file.read(16)
         if not head.startswith(b"\x80"):
             kind = "is empty" if not head else f"starts with {head!r}"
-            raise UnsafeFileError(
-                f"{path}: not a file of Paddle weights (it {kind}, a pickle starts with b'\\x80')"
-            )
+            raise UnsafeFileError(f"{path}: not a file of Paddle weights (it {kind}, a pickle starts with b'\\x80')")
         file.seek(0)
         try:
             return ArrayUnpickler(file, str(path)).load()

@@ -1,0 +1,148 @@
+"""Reading PaddleSeg's YAML: inheritance, replacement on the command line, checks that name the key at fault."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the file and the key."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-4 is a number, as everybody writes it, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise ConfigError(f"{self.name}: the key {key!r} is given twice, the second time in line {line}")
+            if isinstance(key, str) and key != "<<":
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> float:
+    return float(node.value.replace("_", ""))
+
+
+_Loader.add_constructor("tag:paddle-vheat,exponent", _number)
+_Loader.add_implicit_resolver(
+    "tag:paddle-vheat,exponent",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise FileNotFoundError(f"no such configuration: {path}{hint}")
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = yaml.load(file, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(content).__name__}")
+    return content
+
+
+def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """``own`` over ``base``, block by block; a block with ``_inherited_: False`` replaces the base's."""
+    own = dict(own)
+    if not own.pop("_inherited_", True):
+        return own
+    merged = dict(base)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else _strip(value)
+    return merged
+
+
+def _strip(value: Any) -> Any:
+    """Drop the inheritance marker from a block that had nothing to inherit."""
+    if isinstance(value, dict):
+        return {key: _strip(item) for key, item in value.items() if key != "_inherited_"}
+    return value
+
+
+def _read_inherited(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = path.resolve()
+    if path in chain:
+        raise ConfigError(f"{path}: inherits from itself by way of {' -> '.join(p.name for p in chain)}")
+    own = _read_yaml(path)
+    bases = own.pop("_base_", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = _merge(merged, _read_inherited(path.parent / base, (*chain, path)))
+    return _merge(merged, own)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' if something known is near, else an empty string."""
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _set(config: dict[str, Any], assignment: str) -> None:
+    key, separator, text = assignment.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--opts {assignment!r}: expected key=value, such as train_dataset.dataset_root=data/x")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "null": None}.get(text.lower(), text)
+    *parents, last = key.split(".")
+    block: Any = config
+    for depth, name in enumerate(parents):
+        block = _child(block, name, ".".join(parents[: depth + 1]), assignment)
+    if isinstance(block, list):
+        block[_index(block, last, key, assignment)] = value
+    elif isinstance(block, dict):
+        if not parents and last not in block:
+            raise ConfigError(f"--opts {assignment!r}: no key {last!r}{did_you_mean(last, block)}")
+        block[last] = value
+    else:
+        raise ConfigError(f"--opts {assignment!r}: {'.'.join(parents)!r} is no block of keys")
+
+
+def _index(block: list, name: str, key: str, assignment: str) -> int:
+    if not name.isdigit() or int(name) >= len(block):
+        raise ConfigError(f"--opts {assignment!r}: {key!r} must be a position from 0 to {len(block) - 1}")
+    return int(name)
+
+
+def _child(block: Any, name: str, path: str, assignment: str) -> Any:
+    if isinstance(block, list):
+        return block[_index(block, name, path, assignment)]
+    if not isinstance(block, dict) or name not in block:
+        known = block if isinstance(block, dict) else ()
+        raise ConfigError(f"--opts {assignment!r}: no key {path!r}{did_you_mean(name, known)}")
+    return block[name]
+
+
+def load_config(path: str | Path, opts: Sequence[str] | None = None) -> dict[str, Any]:
+    """Read a configuration, with what it inherits (``_base_``) and ``--opts key=value`` applied.
+
+    Raises:
+        FileNotFoundError: if the file, or one that it inherits from, does not exist.
+        ConfigError: if a file is not valid, or an option names a key that is not there.
+    """
+    config = copy.deepcopy(_read_inherited(Path(path)))  # YAML anchors would be changed everywhere at once
+    for assignment in opts or ():
+        _set(config, assignment)
+    return config

@@ -1,0 +1,185 @@
+"""Checkpoints that are complete or absent, and that know whether they are damaged.
+
+A checkpoint is a folder ``iter_N`` in PaddleSeg's layout: ``model.pdparams``, ``model.pdopt``, with EMA
+``ema_model.pdparams``, and ``state.json``. It is written under a temporary name and renamed when everything is
+on disk; ``state.json`` holds the size and CRC-32 of every file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_vheat._paddle import paddle
+from paddle_vheat.weights.safe_pickle import load_arrays
+
+STATE_FILE = "state.json"
+_NAME = re.compile(r"iter_(\d+)")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be resumed from; the message says why."""
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _sync(path: Path) -> None:
+    """Have a file or folder written to the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_folder(folder: Path, write: Any) -> None:
+    """Fill a folder by ``write(temporary folder)`` and put it in the place of ``folder`` in one step."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        write(temporary)
+        for path in temporary.iterdir():
+            _sync(path)
+        os.chmod(temporary, 0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def save_checkpoint(
+    save_dir: Path, iteration: int, arrays: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]
+) -> Path:
+    """Write ``save_dir/iter_<iteration>``.
+
+    Args:
+        arrays: file name -> names and tensors.
+        state: what else is needed to resume; must fit JSON.
+    """
+    folder = save_dir / f"iter_{iteration}"
+
+    def write(temporary: Path) -> None:
+        files = {}
+        for name, content in arrays.items():
+            paddle.save(dict(content), str(temporary / name))
+            files[name] = {"size": (temporary / name).stat().st_size, "crc32": _crc32(temporary / name)}
+        content = {**state, "iteration": iteration, "files": files}
+        (temporary / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    replace_folder(folder, write)
+    return folder
+
+
+def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """State and arrays (by file name) of a checkpoint.
+
+    Raises:
+        CheckpointError: if it is not complete, or damaged; says which file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"no such checkpoint folder: {folder}")
+    try:
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        files = state["files"]
+        state["iteration"] = int(state["iteration"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: {STATE_FILE} is missing or damaged ({error})") from error
+    arrays = {}
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: {name} is missing")
+        if path.stat().st_size != expected["size"] or _crc32(path) != expected["crc32"]:
+            raise CheckpointError(f"{path}: damaged (its size or checksum is not what was written)")
+        content = load_arrays(path)
+        content.pop("StructuredToParameterName@@", None)
+        arrays[name] = content
+    return state, arrays
+
+
+def list_checkpoints(save_dir: str | Path) -> list[Path]:
+    """Checkpoint folders, oldest iteration first."""
+    found = [(int(m[1]), p) for p in Path(save_dir).glob("iter_*") if (m := _NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(found)]
+
+
+def newest_checkpoint(save_dir: str | Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and why newer ones were passed over."""
+    skipped = []
+    for folder in reversed(list_checkpoints(save_dir)):
+        try:
+            read_checkpoint(folder)
+        except ValueError as error:
+            skipped.append(str(error))
+            continue
+        return folder, skipped
+    return None, skipped
+
+
+def prune_checkpoints(save_dir: Path, keep: int) -> None:
+    """Remove the oldest checkpoints beyond ``keep`` (0 keeps all)."""
+    if keep > 0:
+        for folder in list_checkpoints(save_dir)[:-keep]:
+            shutil.rmtree(folder)
+
+
+def optimizer_arrays(optimizer: Any, model: Any) -> dict[str, Any]:
+    """An optimizer's state by the model's parameter names.
+
+    Paddle keys it by names counted up within the process ("linear_3.w_0"), which differ when anything else was
+    built before.
+    """
+    state = optimizer.state_dict()
+    state.pop("LR_Scheduler", None)
+    masters = state.pop("master_weights", {})
+    arrays = {}
+    for name, parameter in model.named_parameters():
+        prefix = f"{parameter.name}_"
+        for key in [key for key in state if key.startswith(prefix)]:
+            arrays[f"{name}|{key[len(prefix) :]}"] = state.pop(key)
+        if parameter.name in masters:
+            arrays[f"{name}|master"] = masters.pop(parameter.name)
+    if state or masters:
+        raise CheckpointError(f"optimizer state of no parameter: {', '.join([*state, *masters][:5])}")
+    return arrays
+
+
+def restore_optimizer(optimizer: Any, model: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Inverse of :func:`optimizer_arrays`.
+
+    Raises:
+        CheckpointError: if the state belongs to another model.
+    """
+    names = {name: parameter.name for name, parameter in model.named_parameters()}
+    state: dict[str, Any] = {}
+    masters: dict[str, Any] = {}
+    for key, array in arrays.items():
+        name, _, kind = key.partition("|")
+        if name not in names:
+            raise CheckpointError(f"the optimizer's state has {name!r}, which the model has not")
+        if kind == "master":
+            masters[names[name]] = paddle.to_tensor(array)
+        else:
+            state[f"{names[name]}_{kind}"] = paddle.to_tensor(array)
+    if masters:
+        state["master_weights"] = masters
+    optimizer.set_state_dict(state)

@@ -1,0 +1,130 @@
+"""Evaluation of a segmentation model, shared out between the processes of a distributed run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from paddleseg.core import infer
+from tqdm import tqdm
+
+from paddle_vheat._paddle import paddle
+from paddle_vheat.engine.metrics import SegmentationScores, confusion_matrix
+
+
+class _Share(paddle.io.Dataset):
+    """Every ``ranks``-th sample of a dataset, from ``rank`` on."""
+
+    def __init__(self, dataset: Any, rank: int, ranks: int) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.indices = range(rank, len(dataset), ranks)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> tuple[Any, ...]:
+        item = self.dataset[self.indices[i]]
+        # What undoes the transforms, [("resize", (h, w)), ...], travels as numbers.
+        undo = [(["resize", "padding"].index(kind), *size) for kind, size in item["trans_info"]]
+        return item["img"], item["label"], np.array(undo, np.int64).reshape(-1, 3), np.int64(self.indices[i])
+
+
+def undo_list(undo: np.ndarray) -> list[tuple[str, tuple[int, int]]]:
+    """Inverse of the coding above."""
+    return [(("resize", "padding")[kind], (int(h), int(w))) for kind, h, w in undo.tolist()]
+
+
+def predict_logits(
+    model: Any,
+    image: Any,
+    undo: list[tuple[str, tuple[int, int]]],
+    *,
+    aug_eval: bool = False,
+    scales: Any = 1.0,
+    flip_horizontal: bool = False,
+    flip_vertical: bool = False,
+    is_slide: bool = False,
+    crop_size: Any = None,
+    stride: Any = None,
+) -> Any:
+    """Logits (1, C, H, W) at the size of the original image, by PaddleSeg's inference.
+
+    Args:
+        model: gives a list whose first entry are logits at the size of its input.
+        image: tensor (1, 3, h, w), transformed.
+        undo: the transforms' ``trans_info``.
+        aug_eval: average over ``scales`` and flips.
+        is_slide: sliding windows of ``crop_size`` [width, height] at ``stride`` [width, height].
+    """
+    if is_slide and (crop_size is None or stride is None):
+        raise ValueError("sliding-window evaluation needs crop_size and stride, each as width height")
+    if is_slide and (stride[0] > crop_size[0] or stride[1] > crop_size[1]):
+        raise ValueError(f"the stride {list(stride)} is larger than the window {list(crop_size)}: pixels are missed")
+    slide = {"is_slide": is_slide, "crop_size": crop_size, "stride": stride}
+    if aug_eval:
+        scales = [float(s) for s in (scales if isinstance(scales, (list, tuple)) else [scales])]
+        flips = {"flip_horizontal": flip_horizontal, "flip_vertical": flip_vertical}
+        return infer.aug_inference(model, image, trans_info=undo, scales=scales, **flips, **slide)[1]
+    return infer.inference(model, image, trans_info=undo, **slide)[1]
+
+
+def evaluate(
+    model: Any,
+    dataset: Any,
+    class_names: list[str],
+    *,
+    num_workers: int = 0,
+    autocast: Any = None,
+    progress: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """Score a model on a dataset, one image at a time, each at its own size.
+
+    Args:
+        model: segmentation model; its mode is restored afterwards.
+        dataset: PaddleSeg dataset in mode "val".
+        class_names: names of the classes.
+        num_workers: processes that read images.
+        autocast: function that gives a context manager for mixed precision, or None.
+        progress: show a progress bar (process 0 only).
+        **options: see :func:`predict_logits`.
+
+    Returns:
+        "scores" (:class:`SegmentationScores`), "confusion" (the matrix), "images" and "report" (a dict for
+        JSON). Equal on every process.
+    """
+    rank, ranks = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
+    share = _Share(dataset, rank, ranks)
+    loader = paddle.io.DataLoader(share, batch_size=1, shuffle=False, num_workers=num_workers)
+    matrix = np.zeros((len(class_names), len(class_names)), np.int64)
+    was_training = model.training
+    model.eval()
+    try:
+        bar = tqdm(loader, desc="evaluating", unit="img", disable=None if progress and rank == 0 else True)
+        with paddle.no_grad():
+            for image, label, undo, index in bar:
+                steps = undo_list(undo.numpy()[0])
+                if autocast is None:
+                    logits = predict_logits(model, image, steps, **options)
+                else:
+                    with autocast():
+                        logits = predict_logits(model, image, steps, **options)
+                prediction = paddle.argmax(logits, axis=1).numpy()[0]
+                try:
+                    truth = label.numpy().reshape(prediction.shape)
+                    matrix += confusion_matrix(truth, prediction, len(class_names), dataset.ignore_index)
+                except ValueError as error:
+                    name = getattr(dataset, "file_list", None)
+                    where = name[int(index)][1] if name else f"sample {int(index)}"
+                    raise ValueError(f"{where}: {error}") from error
+    finally:
+        if was_training:
+            model.train()
+    if ranks > 1:
+        total = paddle.to_tensor(matrix)
+        paddle.distributed.all_reduce(total)
+        matrix = total.numpy()
+    scores = SegmentationScores.of(matrix)
+    report = {"images": len(dataset), **scores.as_dict(class_names)}
+    return {"scores": scores, "confusion": matrix, "images": len(dataset), "report": report, "score": scores.miou}

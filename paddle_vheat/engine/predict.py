@@ -1,0 +1,136 @@
+"""Pictures of predictions: pseudo-colour, overlay, and image | truth | prediction."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from paddle_vheat._paddle import paddle
+from paddle_vheat.engine.evaluate import predict_logits
+from paddle_vheat.weights.loading import write_atomically
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def list_images(source: str | Path) -> list[tuple[Path, Path]]:
+    """(file, path relative to the source) of the images in a file, a folder, or a list file.
+
+    A list file has one image per line, relative to the list's folder or absolute; what follows the first space
+    (a label) is not used.
+
+    Raises:
+        FileNotFoundError: if the source, or an image in the list, does not exist.
+        ValueError: if there is no image.
+    """
+    source = Path(source)
+    if source.is_dir():
+        found = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        pairs = [(path, path.relative_to(source)) for path in found]
+    elif source.is_file() and source.suffix.lower() in IMAGE_SUFFIXES:
+        pairs = [(source, Path(source.name))]
+    elif source.is_file():
+        try:
+            lines = source.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source}: neither an image nor a list of images") from error
+        names = [line.split(" ")[0].strip() for line in lines if line.strip()]
+        pairs = []
+        for number, name in enumerate(names, start=1):
+            path = source.parent / name
+            if not path.is_file():
+                raise FileNotFoundError(f"{source}, line {number}: no such image: {path}")
+            pairs.append((path, Path(name) if not Path(name).is_absolute() else Path(path.name)))
+    else:
+        raise FileNotFoundError(f"no such image, folder or list: {source}")
+    if not pairs:
+        raise ValueError(f"{source}: no images in it (known suffixes: {', '.join(IMAGE_SUFFIXES)})")
+    return pairs
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Image as BGR uint8 (H, W, 3)."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{path}: cannot be decoded as an image")
+    return image
+
+
+def predict_classes(task: Any, model: Any, image: np.ndarray, **options: Any) -> np.ndarray:
+    """Class of every pixel, int64 (H, W), of a BGR image (H, W, 3)."""
+    data = task.val_transforms({"img": image.astype(np.float32), "gt_fields": []})
+    batch = paddle.to_tensor(data["img"][None])
+    with paddle.no_grad():
+        logits = predict_logits(model, batch, data["trans_info"], **{**task.test_options, **options})
+    return paddle.argmax(logits, axis=1).numpy()[0]
+
+
+def colourise(classes: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Palette colours of a class map, RGB uint8 (H, W, 3); what is no class is black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    return table[np.clip(classes, 0, 255)]
+
+
+def overlay(image: np.ndarray, colours: np.ndarray, weight: float = 0.6) -> np.ndarray:
+    """The image shining through the colours; all uint8 (H, W, 3)."""
+    mixed = weight * image.astype(np.float32) + (1 - weight) * colours
+    return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
+
+
+def _write_png(path: Path, picture: Image.Image) -> None:
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def predict_folder(
+    task: Any, model: Any, images: Sequence[tuple[Path, Path]], save_dir: str | Path, **options: Any
+) -> Path:
+    """Write ``pseudo_color_prediction`` (palette PNG of class ids) and ``added_prediction`` (overlay) pictures.
+
+    Returns:
+        The folder ``save_dir``.
+    """
+    save_dir = Path(save_dir)
+    palette = task.palette
+    model.eval()
+    for path, relative in tqdm(images, desc="predicting", unit="img", disable=None):
+        image = read_image(path)
+        classes = predict_classes(task, model, image, **options)
+        pseudo = Image.fromarray(classes.astype(np.uint8), mode="P")
+        pseudo.putpalette(palette.reshape(-1).tolist())
+        _write_png(save_dir / "pseudo_color_prediction" / relative.with_suffix(".png"), pseudo)
+        added = overlay(image[..., ::-1], colourise(classes, palette))
+        _write_png(save_dir / "added_prediction" / relative.with_suffix(".png"), Image.fromarray(added))
+    return save_dir
+
+
+def triptych(task: Any, model: Any, index: int) -> np.ndarray:
+    """Validation image ``index`` | its truth | the prediction, RGB uint8 (H, 3 W, 3)."""
+    image_path, label_path = task.val_dataset.file_list[index]
+    image = read_image(image_path)
+    was_training = model.training
+    model.eval()
+    try:
+        classes = predict_classes(task, model, image)
+    finally:
+        if was_training:
+            model.train()
+    label = np.asarray(Image.open(label_path)).astype(np.int64)
+    if type(task.val_dataset).__name__ == "ADE20K":
+        label = (label - 1) % 256  # stored from 1, with 0 for no class
+    unknown = (label >= task.num_classes)[..., None]
+    # Where there is no truth, the prediction is neither right nor wrong: shown black in both.
+    panels = [np.where(unknown, 0, colourise(np.minimum(label, 255), task.palette))]
+    panels.append(np.where(unknown, 0, colourise(classes, task.palette)))
+    return np.concatenate([image[..., ::-1], *[panel.astype(np.uint8) for panel in panels]], axis=1)
+
+
+def write_gallery(path: str | Path, rows: Sequence[np.ndarray]) -> None:
+    """Write pictures of equal width one below the other, as a PNG."""
+    _write_png(Path(os.fspath(path)), Image.fromarray(np.concatenate(list(rows), axis=0)))

@@ -1,0 +1,442 @@
+"""The training loop, for every task; it reads top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from paddle_vheat import __version__
+from paddle_vheat._paddle import nn, paddle
+from paddle_vheat.engine.checkpoint import (
+    CheckpointError,
+    newest_checkpoint,
+    optimizer_arrays,
+    prune_checkpoints,
+    read_checkpoint,
+    replace_folder,
+    restore_optimizer,
+    save_checkpoint,
+)
+from paddle_vheat.engine.data import IterationSampler, SeededDataset, derived_seed
+from paddle_vheat.engine.ema import ExponentialMovingAverage
+from paddle_vheat.weights.loading import load_state, save_weights
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite."""
+
+
+@dataclass
+class TrainOptions:
+    """What the command line decides about a run; the rest is the task's configuration."""
+
+    iters: int
+    batch_size: int
+    save_dir: str = "output"
+    save_interval: int = 1000
+    log_iters: int = 10
+    num_workers: int = 0
+    keep_checkpoint_max: int = 5
+    seed: int = 42
+    accumulation: int = 1
+    do_eval: bool = False
+    use_vdl: bool = False
+    use_ema: bool = False
+    ema_decay: float = 0.999
+    precision: str = "fp32"
+    amp_level: str = "O1"
+    resume_model: str | None = None
+    early_stop_intervals: int | None = None
+
+
+class Trainer:
+    """Trains a task.
+
+    Random numbers are a function of the seed and the iteration (dropout, stochastic depth) or of the seed and
+    the sample's position (order and augmentation of the data), so that a run that was stopped and continued
+    equals one that was not.
+    """
+
+    def __init__(self, task: Any, options: TrainOptions) -> None:
+        self.task = task
+        self.options = options
+        for name in ("iters", "batch_size", "save_interval", "log_iters", "accumulation"):
+            if getattr(options, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
+        self.save_dir = Path(options.save_dir)
+        self.rank = paddle.distributed.get_rank()
+        self.ranks = paddle.distributed.get_world_size()
+        self.is_main = self.rank == 0
+        self.on_gpu = paddle.get_device().startswith("gpu")
+        self.mixed = options.precision != "fp32" and self.on_gpu
+        if options.precision != "fp32" and not self.on_gpu:
+            self.say(f"precision {options.precision} needs a GPU: on this device the run is in fp32")
+        random.seed(options.seed)
+        np.random.seed(options.seed % 2**32)
+        paddle.seed(options.seed)
+        self.model = task.model
+        if self.on_gpu and self.ranks > 1:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.optimizer = task.optimizer
+        self.scheduler = task.lr_scheduler
+        if task.clip_norm is not None:
+            _unset_clip(self.optimizer)
+        self.scaler = None
+        if self.mixed:
+            if options.amp_level == "O2":
+                self.model, self.optimizer = paddle.amp.decorate(
+                    self.model, self.optimizer, level="O2", dtype=self.half, save_dtype="float32"
+                )
+            if options.precision == "fp16":
+                self.scaler = paddle.amp.GradScaler(init_loss_scaling=1024)
+        self.ema = ExponentialMovingAverage(self.model, options.ema_decay) if options.use_ema else None
+        self.iteration = 0
+        self.best: dict[str, dict[str, float]] = {}
+        self.stale_intervals = 0
+        self.stop_signal: int | None = None
+        self._bar: Any = None
+        self._vdl: Any = None
+
+    # --- small things ---------------------------------------------------------------------------
+
+    @property
+    def half(self) -> str:
+        return {"fp16": "float16", "bf16": "bfloat16"}[self.options.precision]
+
+    def say(self, text: str) -> None:
+        """Print a line (process 0), above the progress bar if there is one, and keep it in ``train.log``."""
+        if not self.is_main:
+            return
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        if self.save_dir.is_dir():
+            with (self.save_dir / "train.log").open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def autocast(self) -> Any:
+        if not self.mixed:
+            return contextlib.nullcontext()
+        return paddle.amp.auto_cast(level=self.options.amp_level, dtype=self.half)
+
+    def _scalar(self, tag: str, value: float) -> None:
+        if self._vdl is not None and np.isfinite(value):
+            self._vdl.add_scalar(tag, value, self.iteration)
+
+    # --- the run --------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last iteration.
+
+        Returns:
+            "iteration" reached, "best" score per kind of weights, and "stopped": None, "signal" or "early".
+        """
+        options = self.options
+        self.save_dir.mkdir(parents=True, exist_ok=True)
+        if options.resume_model is not None:
+            self._resume(options.resume_model)
+        network = self.model
+        if self.ranks > 1:
+            # A PaddleSeg model may hold layers that its forward pass does not use.
+            network = paddle.DataParallel(self.model, find_unused_parameters=True)
+        if options.use_vdl and self.is_main:
+            from visualdl import LogWriter
+
+            self._vdl = LogWriter(str(self.save_dir))
+        stopped = None
+        with self._signals():
+            try:
+                self.model.train()
+                for batches in self._iterations():
+                    self._train_iteration(network, batches)
+                    last = self.iteration == options.iters
+                    if self.iteration % options.save_interval == 0 or last:
+                        self._interval()
+                        if self._should_stop_early() and not last:
+                            stopped = "early"
+                            self.say(
+                                f"stopped early: no better {self.task.score_name} for {self.stale_intervals} intervals"
+                            )
+                            break
+                    elif self.stop_signal is not None:
+                        self._save()
+                    if self.stop_signal is not None and not last:
+                        stopped = "signal"
+                        name = signal.Signals(self.stop_signal).name
+                        self.say(f"{name}: saved at iteration {self.iteration}; continue with --resume_model auto")
+                        break
+            finally:
+                if self._bar is not None:
+                    self._bar.close()
+                if self._vdl is not None:
+                    self._vdl.close()
+        return {"iteration": self.iteration, "best": self.best, "stopped": stopped}
+
+    def _iterations(self) -> Iterator[list[dict[str, Any]]]:
+        """Batches of the remaining iterations, each ``accumulation`` of them, with the bar moving along."""
+        options = self.options
+        dataset = SeededDataset(self.task.train_dataset, options.seed, self.task.check_sample)
+        micro = options.accumulation
+        sampler = IterationSampler(
+            len(dataset),
+            options.batch_size,
+            options.iters * micro,
+            options.seed,
+            start=self.iteration * micro,
+            rank=self.rank,
+            ranks=self.ranks,
+        )
+        loader = iter(paddle.io.DataLoader(dataset, batch_sampler=sampler, num_workers=options.num_workers))
+        self._bar = tqdm(
+            total=options.iters,
+            initial=self.iteration,
+            unit="it",
+            desc="training",
+            dynamic_ncols=True,
+            disable=None if self.is_main else True,
+        )
+        self._reset_log()
+        while self.iteration < options.iters:
+            waited = time.perf_counter()
+            batches = [next(loader) for _ in range(micro)]
+            self._log_wait += time.perf_counter() - waited
+            yield batches
+
+    def _train_iteration(self, network: Any, batches: list[dict[str, Any]]) -> None:
+        options = self.options
+        paddle.seed(derived_seed(options.seed, self.iteration, self.rank))
+        losses: list[Any] = []
+        for i, batch in enumerate(batches):
+            # Gradients are exchanged between processes once, with the last batch.
+            silent = self.ranks > 1 and i < len(batches) - 1
+            with network.no_sync() if silent else contextlib.nullcontext():
+                with self.autocast():
+                    loss, parts = self.task.forward_loss(network, batch)
+                scaled = loss / len(batches)
+                (self.scaler.scale(scaled) if self.scaler else scaled).backward()
+            losses.append((loss.detach(), {name: part.detach() for name, part in parts.items()}))
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        if self.task.clip_norm is not None:
+            with_gradient = [p for p in self.model.parameters() if p.grad is not None]
+            nn.utils.clip_grad_norm_(with_gradient, self.task.clip_norm)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        rate = self.optimizer.get_lr()
+        self.scheduler.step()
+        self.optimizer.clear_grad()
+        self.iteration += 1
+        if self.ema is not None:
+            self.ema.update(self.iteration)
+        self._log(losses, rate, batches)
+
+    # --- logging --------------------------------------------------------------------------------
+
+    def _reset_log(self) -> None:
+        self._log_losses: list[Any] = []
+        self._log_start = time.perf_counter()
+        self._log_wait = 0.0
+        self._log_images = 0
+
+    def _log(self, losses: list[Any], rate: float, batches: list[dict[str, Any]]) -> None:
+        options = self.options
+        self._bar.update(1)
+        self._log_losses.extend(losses)
+        self._log_images += sum(len(batch["index"]) for batch in batches) * self.ranks
+        due = self.iteration % options.log_iters == 0 or self.iteration % options.save_interval == 0
+        if not due and self.iteration != options.iters and self.stop_signal is None:
+            return
+        # The losses are read only here: on a GPU, each reading waits for all that was queued.
+        values = [float(loss) for loss, _ in self._log_losses]
+        if not np.isfinite(values).all():
+            first = self.iteration - (len(values) - 1 - int(np.argmin(np.isfinite(values)))) // len(batches)
+            raise NonFiniteLossError(
+                f"the loss is {values[int(np.argmin(np.isfinite(values)))]} in iteration {first} (lr {rate:.3g}); "
+                f"checkpoints saved before it are kept in {self.save_dir}"
+            )
+        loss = float(np.mean(values))
+        seconds = time.perf_counter() - self._log_start
+        speed = self._log_images / seconds
+        remaining = (options.iters - self.iteration) * seconds / max(len(values) / len(batches), 1)
+        self._bar.set_postfix_str(f"loss {loss:.4f}, lr {rate:.2e}, {speed:.1f} img/s", refresh=False)
+        text = (
+            f"[TRAIN] iter {self.iteration}/{options.iters}, loss {loss:.4f}, lr {rate:.3e}, {speed:.2f} images/s, "
+            f"data wait {100 * self._log_wait / seconds:.0f}%, ETA {tqdm.format_interval(remaining)}"
+        )
+        self._scalar("Train/loss", loss)
+        self._scalar("Train/lr", rate)
+        self._scalar("Train/images_per_second", speed)
+        for name in self._log_losses[0][1]:
+            part = float(np.mean([float(parts[name]) for _, parts in self._log_losses]))
+            text += f", {name} {part:.4f}"
+            self._scalar(f"Train/{name}", part)
+        if self._bar.disable:
+            self.say(text)
+        elif self.is_main:
+            with (self.save_dir / "train.log").open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._reset_log()
+
+    # --- evaluation and checkpoints -------------------------------------------------------------
+
+    def _interval(self) -> None:
+        """Evaluate, keep the best, save."""
+        if self.options.do_eval:
+            improved = self._evaluate("best_model", "model.pdparams", "Evaluate")
+            if self.ema is not None:
+                with self.ema.applied():
+                    improved = self._evaluate("ema_best_model", "ema_model.pdparams", "Evaluate/Ema_") or improved
+            self.stale_intervals = 0 if improved else self.stale_intervals + 1
+        self._save()
+        self._reset_log()
+
+    def _evaluate(self, folder: str, file: str, tag: str) -> bool:
+        result = self.task.evaluate(
+            self.model,
+            num_workers=self.options.num_workers,
+            autocast=self.autocast if self.mixed else None,
+        )
+        score, name = result["score"], self.task.score_name
+        tag = tag if tag.endswith("_") else f"{tag}/"
+        for key, value in result["report"].items():
+            if isinstance(value, float):
+                self._scalar(f"{tag}{key}", value)
+        best = self.best.get(folder, {"score": float("-inf"), "iteration": 0})
+        improved = score > best["score"]
+        if improved:
+            self.best[folder] = best = {"score": score, "iteration": self.iteration}
+            if self.is_main:
+                self._save_best(folder, file, result["report"])
+        self.say(
+            f"[EVAL] iter {self.iteration}, {folder.replace('_best_model', '').replace('best_model', 'model')}: "
+            f"{name} {100 * score:.2f} on {result['images']} images; best {100 * best['score']:.2f} "
+            f"at iteration {best['iteration']}"
+        )
+        if self._vdl is not None and folder == "best_model" and hasattr(self.task, "preview"):
+            for i, picture in enumerate(self.task.preview(self.model)):
+                self._vdl.add_image(f"Prediction/{i}", picture, self.iteration)
+        return improved
+
+    def _save_best(self, folder: str, file: str, report: dict[str, Any]) -> None:
+        def write(temporary: Path) -> None:
+            save_weights(self.model, temporary / file)
+            content = {"iteration": self.iteration, **report}
+            (temporary / "metrics.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+        replace_folder(self.save_dir / folder, write)
+
+    def _should_stop_early(self) -> bool:
+        patience = self.options.early_stop_intervals
+        return bool(patience) and self.options.do_eval and self.stale_intervals >= int(patience or 0)
+
+    def _save(self) -> None:
+        if not self.is_main:
+            return
+        arrays = {
+            "model.pdparams": self.model.state_dict(),
+            "model.pdopt": optimizer_arrays(self.optimizer, self.model),
+        }
+        if self.ema is not None:
+            arrays["ema_model.pdparams"] = self.ema.state_dict()
+        state = {
+            "best": self.best,
+            "stale_intervals": self.stale_intervals,
+            "lr_scheduler": _plain(self.scheduler.state_dict()),
+            "scaler": {k: _plain(v) for k, v in self.scaler.state_dict().items()} if self.scaler else None,
+            "options": asdict(self.options),
+            "config": self.task.config,
+            "versions": {
+                "paddle_vheat": __version__,
+                "paddle": paddle.__version__,
+                "numpy": np.__version__,
+                "python": sys.version.split()[0],
+            },
+        }
+        folder = save_checkpoint(self.save_dir, self.iteration, arrays, state)
+        prune_checkpoints(self.save_dir, self.options.keep_checkpoint_max)
+        self.say(f"saved {folder}")
+
+    def _resume(self, where: str) -> None:
+        folder: Path | None = Path(where)
+        if where == "auto":
+            folder, skipped = newest_checkpoint(self.save_dir)
+            for reason in skipped:
+                self.say(f"passed over: {reason}")
+            if folder is None:
+                self.say(f"nothing to resume in {self.save_dir}: starting from the beginning")
+                return
+        assert folder is not None
+        state, arrays = read_checkpoint(folder)
+        if "model.pdopt" not in arrays or "model.pdparams" not in arrays:
+            raise CheckpointError(f"{folder}: holds no model and optimizer to resume from")
+        if state["iteration"] >= self.options.iters:
+            raise CheckpointError(
+                f"{folder} is of iteration {state['iteration']}, and the run ends at {self.options.iters}: nothing to do"
+            )
+        load_state(self.model, arrays["model.pdparams"], str(folder / "model.pdparams"))
+        restore_optimizer(self.optimizer, self.model, arrays["model.pdopt"])
+        self.scheduler.set_state_dict(state["lr_scheduler"])
+        if self.scaler and state.get("scaler"):
+            self.scaler.load_state_dict({k: np.asarray(v) for k, v in state["scaler"].items()})
+        if self.ema is not None:
+            if "ema_model.pdparams" not in arrays:
+                raise CheckpointError(f"{folder}: was saved without EMA, and this run is with --use_ema")
+            for name, value in arrays["ema_model.pdparams"].items():
+                self.ema.average[name].set_value(value)
+        if state["options"]["seed"] != self.options.seed:
+            self.say(f"note: the seed was {state['options']['seed']} and is now {self.options.seed}")
+        self.iteration = state["iteration"]
+        self.best = state["best"]
+        self.stale_intervals = state["stale_intervals"]
+        self.say(f"resumed {folder} at iteration {self.iteration}")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """On SIGTERM or Ctrl-C finish the iteration, save and stop; a second one stops at once."""
+
+        def remember(number: int, frame: Any) -> None:
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+
+        previous = {}
+        with contextlib.suppress(ValueError):  # not the main thread
+            for number in (signal.SIGTERM, signal.SIGINT):
+                previous[number] = signal.signal(number, remember)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _unset_clip(optimizer: Any) -> None:
+    """Take the clipping out of an optimizer: per parameter group, it would not be of the global norm."""
+    optimizer._grad_clip = None
+    for group in optimizer._param_groups:
+        if isinstance(group, dict):
+            group["grad_clip"] = None
+
+
+def _plain(value: Any) -> Any:
+    """A state as JSON can hold it."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if hasattr(value, "numpy"):
+        value = value.numpy()
+    return np.asarray(value).tolist()
