@@ -161,7 +161,7 @@ def _progress(scenes: list[SceneFiles], show: bool) -> Iterator[SceneFiles]:
             from tqdm import tqdm
         except ImportError:
             show = False
-    yield from tqdm(scenes, desc="street scenes", unit="scene") if show else scenes
+    yield from tqdm(scenes, desc="street scenes", unit="scene", disable=None) if show else scenes
 
 
 def write_dataset(

@@ -56,10 +56,13 @@ def replace_folder(folder: Path, write: Any) -> None:
         for path in temporary.iterdir():
             _sync(path)
         os.chmod(temporary, 0o755)
+        aside = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, aside)
         os.replace(temporary, folder)
         _sync(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

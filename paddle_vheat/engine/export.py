@@ -61,13 +61,13 @@ def _has_trunk(model: Any) -> bool:
     return any(isinstance(layer, VHeat) for layer in model.sublayers(include_self=True))
 
 
-def parse_input_shape(shape: Sequence[int] | None) -> list[int | None]:
+def parse_input_shape(shape: Sequence[int] | None) -> list[Any]:
     """[N, C, H, W] with None for what is decided at run time (given as -1 or 0); all but C if not given."""
     if shape is None:
         return [None, 3, None, None]
     if len(shape) != 4:
         raise ValueError(f"--input_shape: expected N C H W, got {list(shape)}")
-    parsed = [side if side > 0 else None for side in shape]
+    parsed: list[Any] = [side if side > 0 else None for side in shape]
     for name, side in (("H", parsed[2]), ("W", parsed[3])):
         if side is not None and side < MIN_SIZE:
             raise ValueError(f"--input_shape: {name} must be at least {MIN_SIZE} pixels, got {side}")
@@ -138,7 +138,7 @@ def compare(
     return differences
 
 
-def check_inputs(task: Any, shape: list[int | None]) -> list[np.ndarray]:
+def check_inputs(task: Any, shape: Sequence[Any]) -> list[np.ndarray]:
     """What an export is tried on: random images, and the first validation image where there is one."""
     rng = np.random.default_rng(0)
     batch = shape[0] or 1

@@ -24,13 +24,12 @@ from paddle_vheat.engine.checkpoint import (
     optimizer_arrays,
     prune_checkpoints,
     read_checkpoint,
-    replace_folder,
     restore_optimizer,
     save_checkpoint,
 )
 from paddle_vheat.engine.data import IterationSampler, SeededDataset, derived_seed
 from paddle_vheat.engine.ema import ExponentialMovingAverage
-from paddle_vheat.weights.loading import load_state, save_weights
+from paddle_vheat.weights.loading import load_state, save_weights, write_atomically
 
 
 class NonFiniteLossError(RuntimeError):
@@ -331,12 +330,11 @@ class Trainer:
         return improved
 
     def _save_best(self, folder: str, file: str, report: dict[str, Any]) -> None:
-        def write(temporary: Path) -> None:
-            save_weights(self.model, temporary / file)
-            content = {"iteration": self.iteration, **report}
-            (temporary / "metrics.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-        replace_folder(self.save_dir / folder, write)
+        save_weights(self.model, self.save_dir / folder / file)
+        text = json.dumps({"iteration": self.iteration, **report}, indent=1)
+        write_atomically(
+            self.save_dir / folder / "metrics.json", lambda path: Path(path).write_text(text, encoding="utf-8")
+        )
 
     def _should_stop_early(self) -> bool:
         patience = self.options.early_stop_intervals
@@ -384,7 +382,7 @@ class Trainer:
             raise CheckpointError(f"{folder}: holds no model and optimizer to resume from")
         if state["iteration"] >= self.options.iters:
             raise CheckpointError(
-                f"{folder} is of iteration {state['iteration']}, and the run ends at {self.options.iters}: nothing to do"
+                f"{folder} is of iteration {state['iteration']}, and the run ends at {self.options.iters}"
             )
         load_state(self.model, arrays["model.pdparams"], str(folder / "model.pdparams"))
         restore_optimizer(self.optimizer, self.model, arrays["model.pdopt"])
