@@ -124,11 +124,17 @@ def triptych(task: Any, model: Any, index: int) -> np.ndarray:
     label = np.asarray(Image.open(label_path)).astype(np.int64)
     if type(task.val_dataset).__name__ == "ADE20K":
         label = (label - 1) % 256  # stored from 1, with 0 for no class
-    unknown = (label >= task.num_classes)[..., None]
-    # Where there is no truth, the prediction is neither right nor wrong: shown black in both.
-    panels = [np.where(unknown, 0, colourise(np.minimum(label, 255), task.palette))]
-    panels.append(np.where(unknown, 0, colourise(classes, task.palette)))
-    return np.concatenate([image[..., ::-1], *[panel.astype(np.uint8) for panel in panels]], axis=1)
+    return compose_triptych(image[..., ::-1], label, classes, task.palette)
+
+
+def compose_triptych(image: np.ndarray, label: np.ndarray, classes: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Image (RGB) | truth | prediction side by side, uint8 (H, 3 W, 3).
+
+    Where there is no truth, the prediction is neither right nor wrong: both are black there.
+    """
+    unknown = (label >= len(palette))[..., None]
+    panels = [np.where(unknown, 0, colourise(ids, palette)).astype(np.uint8) for ids in (label, classes)]
+    return np.concatenate([image, *panels], axis=1)
 
 
 def write_gallery(path: str | Path, rows: Sequence[np.ndarray]) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -153,7 +154,9 @@ class Trainer:
 
             self._vdl = LogWriter(str(self.save_dir))
         stopped = None
-        with self._signals():
+        with self._signals(), warnings.catch_warnings():
+            # Paddle 3 says so in every training step of every BatchNorm.
+            warnings.filterwarnings("ignore", message="When training, we now always track global mean")
             try:
                 self.model.train()
                 for batches in self._iterations():

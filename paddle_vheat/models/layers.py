@@ -57,13 +57,6 @@ def init_conv(layer: nn.Conv2D) -> None:
     init_uniform(layer.weight, layer.bias, channels_per_group * height * width)
 
 
-def resize(x: Tensor, size: Any, mode: str = "bilinear") -> Tensor:
-    """Resize (B, C, H, W) with half-pixel centres (``align_corners=False``); the input where nothing changes."""
-    if size == [known_size(x, 2), known_size(x, 3)]:
-        return x
-    return F.interpolate(x, size=size, mode=mode, align_corners=False)
-
-
 def spatial_size(x: Tensor) -> Any:
     """(H, W) of an NCHW map: ints where known, else a tensor (in a graph of dynamic size)."""
     height, width = known_size(x, 2), known_size(x, 3)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
-from paddle_vheat.models.layers import ConvBNReLU, resize, spatial_size
+from paddle_vheat.models.layers import ConvBNReLU, spatial_size
 from paddle_vheat.models.vheat import fold_model
+from paddle_vheat.ops import resize_bilinear
 
 Tensor = Any
 
@@ -65,14 +66,14 @@ class UPerHead(nn.Layer):
         """The fused map (B, channels, H, W) that the classifier reads."""
         last = maps[-1]
         size = spatial_size(last)
-        pooled = [last] + [resize(branch(last), size) for branch in self.pyramid]
+        pooled = [last] + [resize_bilinear(branch(last), size) for branch in self.pyramid]
         levels = [lateral(feature) for lateral, feature in zip(self.laterals, maps)]
         levels.append(self.bottleneck(paddle.concat(pooled, axis=1)))
         for i in range(len(levels) - 1, 0, -1):
-            levels[i - 1] = levels[i - 1] + resize(levels[i], spatial_size(levels[i - 1]))
+            levels[i - 1] = levels[i - 1] + resize_bilinear(levels[i], spatial_size(levels[i - 1]))
         levels = [conv(level) for conv, level in zip(self.fpn, levels)] + levels[-1:]
         size = spatial_size(levels[0])
-        return self.fuse(paddle.concat([resize(level, size) for level in levels], axis=1))
+        return self.fuse(paddle.concat([resize_bilinear(level, size) for level in levels], axis=1))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return self.classifier(self.dropout(self.forward_features(maps)))
@@ -131,7 +132,7 @@ class UPerNet(nn.Layer):
         logits = [self.decode_head(maps)]
         if self.training and self.auxiliary_head is not None:
             logits.append(self.auxiliary_head(maps[2]))
-        return [resize(logit, size) for logit in logits]
+        return [resize_bilinear(logit, size) for logit in logits]
 
     def fold(self, size: int | Sequence[int]) -> UPerNet:
         """The inference form for images of one size; see :func:`paddle_vheat.models.vheat.fold_model`."""

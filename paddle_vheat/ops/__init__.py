@@ -2,7 +2,7 @@
 
 from paddle_vheat.ops.dct import cosine_basis, dct, dct2, idct, idct2
 from paddle_vheat.ops.heat import HeatConduction2D, conduct_heat, heat_decay, squared_frequencies
-from paddle_vheat.ops.resize import resize_bicubic
+from paddle_vheat.ops.resize import resize_bicubic, resize_bilinear
 
 __all__ = [
     "HeatConduction2D",
@@ -14,5 +14,6 @@ __all__ = [
     "idct",
     "idct2",
     "resize_bicubic",
+    "resize_bilinear",
     "squared_frequencies",
 ]

@@ -1,4 +1,4 @@
-"""Bicubic resizing of plates as matrix products.
+"""Bicubic resizing of plates as matrix products, and a bilinear resizing that trains fast on a CPU.
 
 Half-pixel centres (``align_corners=False``), Keys' kernel with a = -0.75, edges repeated: what PyTorch's
 ``interpolate(mode="bicubic")`` computes. Paddle's own computes the same except for a result of one row or
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from paddle_vheat._paddle import paddle
-from paddle_vheat.ops.dct import size_of
+from paddle_vheat._paddle import F, paddle
+from paddle_vheat.ops.dct import known_size, size_of
 
 Tensor = Any
 _A = -0.75
@@ -80,3 +80,54 @@ def resize_bicubic(plate: Tensor, height: int | Tensor, width: int | Tensor) -> 
     columns = _matrix(old_width, width, plate.dtype)
     tall = paddle.matmul(rows, plate.reshape([old_height, old_width * channels]))
     return paddle.matmul(columns, tall.reshape([size_of(tall, 0), old_width, channels]))
+
+
+@lru_cache(maxsize=256)
+def _bilinear_matrix(old: int, new: int) -> np.ndarray:
+    """The (new, old) matrix of bilinear resizing with half-pixel centres, float64."""
+    centre = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0.0)
+    left = np.minimum(centre.astype(int), old - 1)
+    fraction = centre - left
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new), left), 1 - fraction)
+    np.add.at(matrix, (np.arange(new), np.minimum(left + 1, old - 1)), fraction)
+    return matrix
+
+
+class _Bilinear(paddle.autograd.PyLayer):
+    """Paddle's bilinear resizing with a backward pass by two matrix products.
+
+    Paddle's own backward scatters value by value in one thread: it took 97 ms of a 550 ms training step where
+    the products take 4.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, height: int, width: int) -> Tensor:
+        ctx.sizes = x.shape[2], height, x.shape[3], width
+        return F.interpolate(x, [height, width], mode="bilinear", align_corners=False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        old_height, height, old_width, width = ctx.sizes
+        columns = paddle.to_tensor(_bilinear_matrix(old_width, width).astype(np.float32)).astype(gradient.dtype)
+        rows = paddle.to_tensor(_bilinear_matrix(old_height, height).astype(np.float32)).astype(gradient.dtype)
+        return paddle.matmul(rows, paddle.matmul(gradient, columns), transpose_x=True)
+
+
+def resize_bilinear(x: Tensor, size: Any) -> Tensor:
+    """Resize (B, C, H, W) to ``size`` with half-pixel centres (``align_corners=False``).
+
+    Args:
+        size: [height, width] as ints, or an integer tensor of two in a graph of dynamic size.
+
+    Returns:
+        Tensor (B, C, height, width); ``x`` itself if the size is its own.
+    """
+    own = [known_size(x, 2), known_size(x, 3)]
+    known = isinstance(size, (list, tuple)) and all(isinstance(side, int) for side in size)
+    if known and list(size) == own:
+        return x
+    # A result of one row or column is where Paddle departs from the half-pixel rule: left to Paddle whole.
+    if known and min(size) > 1 and paddle.in_dynamic_mode() and not x.stop_gradient and x.place.is_cpu_place():
+        return _Bilinear.apply(x, *size)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

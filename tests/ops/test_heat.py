@@ -84,10 +84,7 @@ def test_conduction_equals_scipy_in_float64(plate):
     assert ours.dtype == paddle.float64
     # the frequencies are float32 numbers (6e-8), times k w^2 of up to 60 in the exponent, where the decay is tiny
     assert relative_error(ours.numpy(), decay) < 1e-6
-    assert (
-        relative_error(ops.conduct_heat(tensor(heat), tensor(decay)).numpy(), conduct_reference(heat, decay))
-        < 1e-13
-    )
+    assert relative_error(ops.conduct_heat(tensor(heat), tensor(decay)).numpy(), conduct_reference(heat, decay)) < 1e-13
 
 
 def test_limits_of_the_diffusivity():

@@ -75,7 +75,20 @@ class SegmentationTask:
         check_keys(config, source)
         self.source = source
         self.config = config
+        self._fill_in()
         self._builder = self._clear(lambda: seg.make_builder(config))
+
+    def _fill_in(self) -> None:
+        """Give model and losses what their dataset's class knows; PaddleSeg would do so with a warning each."""
+        dataset = seg.component((self.config.get("train_dataset") or {}).get("type", ""))
+        backbone = (self.config.get("model") or {}).get("backbone")
+        channels, ignored = getattr(dataset, "IMG_CHANNELS", None), getattr(dataset, "IGNORE_INDEX", None)
+        if channels is not None and isinstance(backbone, dict):
+            backbone.setdefault("in_channels", channels)
+        if ignored is not None:
+            for loss in (self.config.get("loss") or {}).get("types", []):
+                for part in loss.get("losses", [loss]):
+                    part.setdefault("ignore_index", ignored)
 
     def _clear(self, build: Any) -> Any:
         """Run a step of PaddleSeg's builder; what it says goes under the configuration's name."""

@@ -1,0 +1,48 @@
+# make demo   the main job on embedded data          make test      the tests
+# make check  ruff and mypy                          make test-all  the slow ones too
+PYTHON ?= python3.11
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+
+.PHONY: demo test test-all test-numpy2 check format clean
+
+demo: $(VENV)/.run
+	$(PY) tools/demo.py
+
+test: $(VENV)/.dev
+	$(PY) -m pytest -m "not slow"
+
+test-all: $(VENV)/.dev
+	$(PY) -m pytest
+
+# The package itself (PaddleSeg apart) on NumPy 2, laid over the same environment.
+test-numpy2: $(VENV)/.dev build/numpy2/.done
+	PYTHONPATH=build/numpy2 $(PY) -m pytest tests/ops tests/models tests/weights tests/test_import.py -m "not slow"
+
+check: $(VENV)/.dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(VENV)/.dev
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements.txt pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.run
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-dev.txt
+	touch $@
+
+build/numpy2/.done: | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target build/numpy2 numpy==2.2.6
+	touch $@

@@ -1,0 +1,114 @@
+"""The main job from start to end on the embedded data: train, evaluate, export, run the export, show a picture.
+
+    python tools/demo.py
+
+Every step is a command of the project, printed as it is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from paddle_vheat.cpu import configure_cpu
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = "configs/demo.yml"
+DATA = "data/street_scenes"
+
+
+def run(*words: str) -> None:
+    """Run one of the project's commands, showing it."""
+    print(f"\n$ python {shlex.join(words)}", flush=True)
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
+
+
+def class_table(scores: dict[str, Any]) -> str:
+    """Markdown table of per-class IoU beside what predicting the commonest class everywhere would reach."""
+    commonest = max(scores["classes"], key=lambda c: c["share"])
+    lines = ["| class | IoU | majority baseline | share of pixels |", "|---|---|---|---|"]
+    for row in scores["classes"]:
+        # Predicted everywhere, the commonest class is right on its share of the pixels and wrong on the rest.
+        baseline = row["share"] if row is commonest else 0.0
+        iou = "-" if row["iou"] is None else f"{100 * row['iou']:.1f}"
+        lines.append(f"| {row['name']} | {iou} | {100 * baseline:.1f} | {100 * row['share']:.1f}% |")
+    present = sum(row["share"] > 0 for row in scores["classes"])
+    lines.append(f"| **mean** | **{100 * scores['mIoU']:.1f}** | {100 * commonest['share'] / present:.1f} | |")
+    lines.append(f"| pixel accuracy | {100 * scores['Acc']:.1f} | {100 * commonest['share']:.1f} | |")
+    return "\n".join(lines) + "\n"
+
+
+def exported_pictures(folder: Path, count: int) -> list[Any]:
+    """image | truth | prediction of validation scenes, predicted by the exported model."""
+    import numpy as np
+    from PIL import Image
+
+    from paddle_vheat.config import load_config
+    from paddle_vheat.engine.export import load_runtime
+    from paddle_vheat.engine.predict import compose_triptych, read_image
+    from paddle_vheat.engine.tasks.segmentation import SegmentationTask
+
+    task = SegmentationTask(load_config(ROOT / CONFIG), CONFIG)
+    predict = load_runtime(folder)
+    files = task.val_dataset.file_list
+    pictures = []
+    for image_path, label_path in files[:: max(len(files) // count, 1)][:count]:
+        image = read_image(image_path)
+        data = task.val_transforms({"img": image.astype(np.float32), "gt_fields": []})
+        classes = predict(data["img"][None].astype(np.float32))[0]
+        label = np.asarray(Image.open(label_path)).astype(np.int64)
+        pictures.append(compose_triptych(image[..., ::-1], label, classes, task.palette))
+    return pictures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train, evaluate, export and show a small vHeat on street scenes.")
+    parser.add_argument("--save_dir", default="output/demo", help="default output/demo")
+    parser.add_argument(
+        "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="replace values of the configuration"
+    )
+    args = parser.parse_args()
+    out = Path(args.save_dir)
+    opts = ["--opts", *args.opts] if args.opts else []
+    start = time.perf_counter()
+    shutil.rmtree(ROOT / out, ignore_errors=True)
+    run("-m", "paddle_vheat.data.street_scenes", "--output", DATA)
+    run(
+        "train.py",
+        "--config",
+        CONFIG,
+        "--do_eval",
+        "--use_vdl",
+        "--save_interval",
+        "350",
+        "--save_dir",
+        str(out),
+        *opts,
+    )
+    model = str(out / "best_model" / "model.pdparams")
+    run("val.py", "--config", CONFIG, "--model_path", model, "--json", str(out / "scores.json"), *opts)
+    exported = str(out / "inference_model")
+    shape = ["1", "3", "128", "256"]
+    run("export.py", "--config", CONFIG, "--model_path", model, "--save_dir", exported, "--input_shape", *shape, *opts)
+
+    configure_cpu()
+    from paddle_vheat.engine.predict import write_gallery
+
+    scores = json.loads((ROOT / out / "scores.json").read_text(encoding="utf-8"))
+    (ROOT / out / "per_class_iou.md").write_text(class_table(scores), encoding="utf-8")
+    write_gallery(ROOT / out / "demo.png", exported_pictures(ROOT / exported, count=6))
+    print(f"\n{class_table(scores)}")
+    print(f"image | truth | prediction of the exported model: {out / 'demo.png'}")
+    print(f"per-class IoU: {out / 'per_class_iou.md'}")
+    print(f"{time.perf_counter() - start:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()
