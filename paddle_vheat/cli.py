@@ -74,6 +74,8 @@ def _test_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _set_up(args: argparse.Namespace) -> Any:
     """Choose the device and build the task."""
+    # Paddle's C++ side logs warnings that say nothing to a user, such as one per static graph.
+    os.environ.setdefault("GLOG_minloglevel", "2")
     on_cpu = args.device == "cpu" or (args.device is None and not _gpu_is_there())
     line = configure_cpu() if on_cpu and "paddle" not in sys.modules else ""
     if line and int(os.environ.get("PADDLE_TRAINER_ID", 0)) == 0:

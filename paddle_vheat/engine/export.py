@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,9 +197,12 @@ def export_model(
     def write(folder: Path) -> None:
         wrapped = _Exported(core, output_op)
         wrapped.eval()
-        spec = [paddle.static.InputSpec(shape=shape, dtype="float32", name="x")]
-        static = paddle.jit.to_static(wrapped, input_spec=spec, full_graph=True)
-        paddle.jit.save(static, str(folder / "model"))
+        spec = [paddle.static.InputSpec(shape=list(shape), dtype="float32", name="x")]
+        with warnings.catch_warnings():
+            # Paddle's own operators ask graph values for their place, which have none.
+            warnings.filterwarnings("ignore", message="Value do not have 'place'")
+            static = paddle.jit.to_static(wrapped, input_spec=spec, full_graph=True)
+            paddle.jit.save(static, str(folder / "model"))
         inputs = check_inputs(task, shape)
         for runtime in ("Paddle Inference", "Paddle Inference oneDNN"):
             try:

@@ -73,7 +73,8 @@ class UPerHead(nn.Layer):
             levels[i - 1] = levels[i - 1] + resize_bilinear(levels[i], spatial_size(levels[i - 1]))
         levels = [conv(level) for conv, level in zip(self.fpn, levels)] + levels[-1:]
         size = spatial_size(levels[0])
-        return self.fuse(paddle.concat([resize_bilinear(level, size) for level in levels], axis=1))
+        resized = levels[:1] + [resize_bilinear(level, size) for level in levels[1:]]
+        return self.fuse(paddle.concat(resized, axis=1))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         return self.classifier(self.dropout(self.forward_features(maps)))

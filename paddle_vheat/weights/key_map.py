@@ -72,8 +72,8 @@ def convert_state(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray
         state: published names and arrays.
 
     Returns:
-        Our names and arrays, and the published names that have no counterpart (``num_batches_tracked`` apart,
-        which is dropped).
+        Our names and arrays (views of the given ones), and the published names that have no counterpart
+        (``num_batches_tracked`` apart, which is dropped).
 
     Raises:
         ValueError: if two published names stand for one of ours.
@@ -91,5 +91,5 @@ def convert_state(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray
             raise ValueError(f"two published parameters stand for {target!r}; the second is {name!r}")
         if _LINEAR.fullmatch(target) and array.ndim in (2, 4):
             array = array.reshape(array.shape[:2]).T
-        converted[target] = np.ascontiguousarray(array)
+        converted[target] = array
     return converted, left_over

@@ -39,11 +39,13 @@ class LoadReport:
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
-    """Names and arrays of a ``.pdparams`` file, read without running code from it.
+    """Names and arrays of a ``.pdparams`` or ``.safetensors`` file, read without running code from it.
 
     Raises:
         FileNotFoundError, UnsafeFileError: naming the file and what is wrong with it.
     """
+    if Path(path).suffix == ".safetensors":
+        return _read_safetensors(Path(path))
     content = load_arrays(path)
     if not isinstance(content, dict):
         raise UnsafeFileError(f"{path}: expected a dict of arrays, got {type(content).__name__}")
@@ -54,9 +56,29 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     return content
 
 
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        return load_file(path)
+    except Exception as error:  # its own exception type, and whatever NumPy makes of a damaged header
+        raise UnsafeFileError(f"{path}: damaged, or not a safetensors file ({error})") from error
+
+
 def save_weights(layer: Any, path: str | Path) -> None:
-    """Write a layer's state dict as ``.pdparams``, by way of a temporary name so that no half file remains."""
-    write_atomically(path, lambda temporary: paddle.save(layer.state_dict(), temporary))
+    """Write a layer's state dict as ``.pdparams``, or as ``.safetensors`` if the name ends so.
+
+    By way of a temporary name, so that no half file remains.
+    """
+    if Path(path).suffix == ".safetensors":
+        from safetensors.numpy import save_file
+
+        arrays = {name: np.ascontiguousarray(value.numpy()) for name, value in layer.state_dict().items()}
+        write_atomically(path, lambda temporary: save_file(arrays, temporary))
+    else:
+        write_atomically(path, lambda temporary: paddle.save(layer.state_dict(), temporary))
 
 
 def write_atomically(path: str | Path, write: Any) -> None:
@@ -69,11 +91,17 @@ def write_atomically(path: str | Path, write: Any) -> None:
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~_umask())  # as any new file's; mkstemp made it the user's alone
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _nearest(name: str, candidates: Iterable[str]) -> str:
@@ -81,8 +109,27 @@ def _nearest(name: str, candidates: Iterable[str]) -> str:
     return f"{name} (nearest: {near[0]})" if near else name
 
 
+def _in_dtype_of(parameter: Any, array: np.ndarray) -> np.ndarray | None:
+    """The array in a parameter's precision; None if one is of floating-point numbers and the other is not.
+
+    Paddle's files hold bfloat16 as uint16, which NumPy takes for integers.
+    """
+    bfloat16 = parameter.dtype == paddle.bfloat16
+    if array.dtype == np.uint16:
+        if bfloat16:
+            return array
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    if (array.dtype.kind == "f") != parameter.is_floating_point():
+        return None
+    if bfloat16:
+        return paddle.to_tensor(array.astype(np.float32)).astype("bfloat16").numpy()
+    return array.astype(str(parameter.dtype).rsplit(".", maxsplit=1)[-1], copy=False)
+
+
 def _resize_embedding(array: np.ndarray, shape: list[int]) -> np.ndarray:
-    """Bicubic resize of a frequency embedding (H, W, C) to ``shape``."""
+    """Bicubic resize of a frequency embedding (H, W, C) to ``shape``, in float32."""
+    if array.dtype == np.uint16:  # bfloat16
+        array = (array.astype(np.uint32) << 16).view(np.float32)
     with paddle.no_grad():
         return resize_bicubic(paddle.to_tensor(array.astype(np.float32)), shape[0], shape[1]).numpy()
 
@@ -104,7 +151,8 @@ def load_state(
         unused_prefixes: arrays under these prefixes may have no place in the model (an old classifier head).
 
     Raises:
-        ValueError: listing what is missing, left over, and of the wrong shape. The model is then unchanged.
+        ValueError: listing what is missing, left over, and of the wrong shape or kind. The model is then
+            unchanged. (Floating-point numbers of another precision are converted; integers are no weights.)
     """
     target = layer.state_dict()
     report = LoadReport()
@@ -122,13 +170,17 @@ def load_state(
         array, shape = state[name], list(parameter.shape)
         if list(array.shape) != shape:
             is_embedding = name.endswith(EMBEDDING_SUFFIX) or name == EMBEDDING_SUFFIX[1:]
-            if is_embedding and array.ndim == 3 and array.shape[2] == shape[2]:
+            if is_embedding and array.ndim == 3 and array.shape[2] == shape[2] and array.size:
                 report.resized.append(f"{name} {array.shape[0]}x{array.shape[1]} -> {shape[0]}x{shape[1]}")
                 array = _resize_embedding(array, shape)
             else:
                 misshaped.append(f"{name}: the file has {list(array.shape)}, the model {shape}")
                 continue
-        values[name] = array
+        value = _in_dtype_of(parameter, array)
+        if value is None:
+            misshaped.append(f"{name}: the file has {array.dtype} numbers, the model {parameter.dtype}")
+            continue
+        values[name] = value
         report.loaded.append(name)
     problems = []
     if missing:
@@ -136,9 +188,9 @@ def load_state(
     if left_over:
         problems.append("in the file but not in the model: " + ", ".join(_nearest(n, missing) for n in left_over[:10]))
     if misshaped:
-        problems.append("of another shape: " + "; ".join(misshaped[:10]))
+        problems.append("of another shape or kind: " + "; ".join(misshaped[:10]))
     if problems:
-        counts = f"{len(missing)} missing, {len(left_over)} left over, {len(misshaped)} of another shape"
+        counts = f"{len(missing)} missing, {len(left_over)} left over, {len(misshaped)} of another shape or kind"
         raise ValueError(f"{source} does not fit {type(layer).__name__} ({counts}):\n  " + "\n  ".join(problems))
     for name, array in values.items():
         target[name].set_value(np.ascontiguousarray(array))
@@ -151,5 +203,5 @@ def load_weights(
     fresh_prefixes: tuple[str, ...] = (),
     unused_prefixes: tuple[str, ...] = (),
 ) -> LoadReport:
-    """Fill a layer from a ``.pdparams`` file, strictly; see :func:`load_state`."""
+    """Fill a layer from a ``.pdparams`` or ``.safetensors`` file, strictly; see :func:`load_state`."""
     return load_state(layer, read_weights(path), str(path), fresh_prefixes, unused_prefixes)

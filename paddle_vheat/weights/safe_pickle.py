@@ -2,13 +2,15 @@
 
 A pickle is a program. ``paddle.load`` and ``torch.load`` run it; this module does not: every class or function
 that a file names outside a short list becomes an error (``.pdparams``) or an inert placeholder (``.pth``, whose
-training state names arbitrary classes).
+training state names arbitrary classes). What is on the list is ours, not NumPy's, and takes no more memory than
+the file: an array is a read-only view of the bytes that the file holds for it.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
-from collections import OrderedDict
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,73 +22,159 @@ class UnsafeFileError(ValueError):
     """A file that asks for code to be run, or is not what its name says."""
 
 
-def _reconstruct_array(subtype: Any, shape: Any, dtype: Any) -> np.ndarray:
-    """Stand-in for NumPy's ``_reconstruct``: the empty array whose contents the pickle then sets."""
-    if subtype is not np.ndarray:
+class _Dtype:
+    """A NumPy dtype of numbers, as pickles describe one: a code, and a state that holds the byte order."""
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = False) -> None:
+        # Objects, above all, would bring the whole of pickle back in.
+        if not (isinstance(code, str) and re.fullmatch(r"[biufc][0-9]{1,2}", code)):
+            raise UnsafeFileError(f"an array of {code!r}; weights are arrays of numbers")
+        self.value = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        self.value = self.value.newbyteorder(state[1])
+
+
+class _Array:
+    """An array that is being built: nothing at first, then given its state."""
+
+    def __init__(self) -> None:
+        self.value = np.zeros(0, np.int8)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, content = state
+        self.fill(content, dtype, shape, "F" if fortran else "C")
+
+    def fill(self, content: Any, dtype: Any, shape: Any, order: Any) -> None:
+        if not isinstance(content, (bytes, bytearray)) or not isinstance(dtype, _Dtype):
+            raise UnsafeFileError(f"an array made of {type(content).__name__}, not of numbers")
+        if min(shape, default=0) < 0 or len(content) != math.prod(shape) * dtype.value.itemsize:
+            raise UnsafeFileError(f"an array of shape {shape} made of {len(content)} bytes")
+        self.value = np.frombuffer(content, dtype.value).reshape(shape, order=order)
+        self.value.flags.writeable = False
+
+
+class _Dict(dict):
+    """Stands for an ``OrderedDict``; what is set on it beside its items (PyTorch's ``_metadata``) is dropped."""
+
+    def __init__(self) -> None:  # no items here: a file could repeat the same ones without end
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+_NDARRAY = object()  # the name of NumPy's array class in a file; there is nothing to call
+
+
+def _reconstruct(subtype: Any, shape: Any, dtype: Any) -> _Array:
+    """NumPy's ``_reconstruct``: the empty array whose state the pickle then sets."""
+    if subtype is not _NDARRAY:
         raise UnsafeFileError(f"expected a plain array, got {subtype!r}")
-    return np.ndarray.__new__(np.ndarray, (0,), "b")
+    return _Array()
 
 
-def _array_from_buffer(buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
-    """Stand-in for NumPy's ``_frombuffer`` (pickle protocol 5)."""
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)  # type: ignore[call-overload]
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> _Array:
+    """NumPy's ``_frombuffer`` (pickle protocol 5)."""
+    array = _Array()
+    array.fill(content, dtype, shape, order)
+    return array
 
 
-def _plain_dtype(*args: Any) -> np.dtype:
-    """NumPy dtype of numbers; object arrays would bring the whole of pickle back in."""
-    dtype = np.dtype(*args)
-    if dtype.hasobject:
-        raise UnsafeFileError("arrays of Python objects are not weights")
-    return dtype
+def _paddle_tensor(name_and_array: Any) -> Any:
+    """The call ``tuple((name, array))`` by which Paddle writes a tensor that is not in a flat dict."""
+    _, array = name_and_array
+    return array
 
 
 ARRAY_BUILDERS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _plain_dtype,
+    ("builtins", "tuple"): _paddle_tensor,
+    ("collections", "OrderedDict"): _Dict,
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _Dtype,
 }
 for _core in ("numpy.core", "numpy._core"):
-    ARRAY_BUILDERS[(f"{_core}.multiarray", "_reconstruct")] = _reconstruct_array
-    ARRAY_BUILDERS[(f"{_core}.numeric", "_frombuffer")] = _array_from_buffer
+    ARRAY_BUILDERS[(f"{_core}.multiarray", "_reconstruct")] = _reconstruct
+    ARRAY_BUILDERS[(f"{_core}.numeric", "_frombuffer")] = _from_buffer
 
 
-class ArrayUnpickler(pickle.Unpickler):
+STATEFUL: tuple[type, ...] = (_Array, _Dtype, _Dict)
+
+
+# The C unpickler keeps its memo in an array as long as the largest index in the file, so that ten bytes can ask
+# for all memory; the one in Python keeps a dict. It is as fast here: nearly all of a file is a few large blocks.
+class ArrayUnpickler(pickle._Unpickler):
     """Unpickler of arrays and containers.
 
     Args:
         file: open binary file.
-        name: what to call the file in an error.
         builders: the classes and functions that the file may name.
         placeholder: called with (module, name) for anything else; None makes that an error.
+        stateful: classes whose instances may be given a state.
     """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
 
     def __init__(
         self,
         file: BinaryIO,
-        name: str,
         builders: dict[tuple[str, str], Any] = ARRAY_BUILDERS,
         placeholder: Callable[[str, str], Any] | None = None,
+        stateful: tuple[type, ...] = STATEFUL,
     ) -> None:
         super().__init__(file)
-        self.name = name
         self.builders = builders
         self.placeholder = placeholder
+        self.stateful = stateful
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.builders:
             return self.builders[(module, name)]
         if self.placeholder is not None:
             return self.placeholder(module, name)
-        raise UnsafeFileError(
-            f"{self.name}: asks for {module}.{name}; a file of weights holds arrays only, so it was not read"
-        )
+        raise UnsafeFileError(f"asks for {module}.{name}; a file of weights holds arrays only, so it was not read")
+
+    def _set_state(self) -> None:
+        """The opcode BUILD. Python's own would set any attribute, of the classes and functions above as well."""
+        state, target = self.stack.pop(), self.stack[-1]  # type: ignore[attr-defined]
+        if not isinstance(target, self.stateful):
+            raise UnsafeFileError(f"sets the state of a {type(target).__name__}")
+        target.__setstate__(state)  # type: ignore[attr-defined]
+
+    dispatch[pickle.BUILD[0]] = _set_state  # type: ignore[assignment]
+
+    def load(self) -> Any:
+        """What the file describes, with the finished arrays."""
+        return _finished(super().load(), {})
+
+
+def _finished(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
+    """Put every array in the place of what built it, throughout nested dicts, lists and tuples.
+
+    ``done`` holds (before, after) by the identity of what was before, so that what the file names twice is
+    visited once.
+    """
+    if isinstance(value, _Array):
+        return value.value
+    if not isinstance(value, (dict, list, tuple)):
+        return value
+    if id(value) in done:
+        return done[id(value)][1]
+    if isinstance(value, tuple):
+        result = tuple(_finished(item, done) for item in value)
+        done[id(value)] = value, result
+        return result
+    done[id(value)] = value, value
+    for key in value if isinstance(value, dict) else range(len(value)):
+        value[key] = _finished(value[key], done)
+    return value
 
 
 def load_arrays(path: str | Path) -> Any:
     """Read a file written by ``paddle.save`` (or pickled arrays) without running code from it.
 
     Returns:
-        What was saved, with NumPy arrays for tensors (bfloat16 as uint16, as Paddle stores it).
+        What was saved, with read-only NumPy arrays for tensors (bfloat16 as uint16, as Paddle stores it).
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -102,9 +190,9 @@ def load_arrays(path: str | Path) -> Any:
             raise UnsafeFileError(f"{path}: not a file of Paddle weights (it {kind}, a pickle starts with b'\\x80')")
         file.seek(0)
         try:
-            return ArrayUnpickler(file, str(path)).load()
-        except UnsafeFileError:
-            raise
+            return ArrayUnpickler(file).load()
+        except UnsafeFileError as error:
+            raise UnsafeFileError(f"{path}: {error}") from error
         except Exception as error:
             # A damaged pickle can fail in any way: EOFError, KeyError, ValueError, UnicodeDecodeError ...
             raise UnsafeFileError(

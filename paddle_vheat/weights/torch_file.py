@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_vheat.weights.safe_pickle import ARRAY_BUILDERS, ArrayUnpickler, UnsafeFileError
+from paddle_vheat.weights.safe_pickle import ARRAY_BUILDERS, STATEFUL, ArrayUnpickler, UnsafeFileError
 
 # bfloat16 has no NumPy dtype: it is read as uint16 and widened to float32 below.
 _STORAGE_DTYPES = {
@@ -37,6 +37,9 @@ class Placeholder:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Placeholder:
+        return self
+
     def __setstate__(self, state: Any) -> None:
         pass
 
@@ -49,6 +52,9 @@ class Placeholder:
     def extend(self, items: Any) -> None:
         pass
 
+    def add(self, item: Any) -> None:
+        pass
+
 
 class _StorageType:
     def __init__(self, name: str) -> None:
@@ -56,7 +62,10 @@ class _StorageType:
 
 
 def _rebuild_tensor(storage: np.ndarray, offset: int, size: Any, stride: Any, *_: Any) -> np.ndarray:
-    """The (copied, contiguous) array that a tensor describes: a strided view of its storage."""
+    """The array that a tensor describes: a read-only, strided view of its storage.
+
+    A copy would let a small file claim any amount of memory, by many tensors of one storage.
+    """
     size, stride = tuple(size), tuple(stride)
     if len(size) != len(stride) or offset < 0 or min((*size, *stride), default=0) < 0:
         raise UnsafeFileError(f"a tensor of impossible shape {size}, strides {stride}, offset {offset}")
@@ -66,13 +75,9 @@ def _rebuild_tensor(storage: np.ndarray, offset: int, size: Any, stride: Any, *_
     # A stride of 0 would let a few bytes in the file claim terabytes in memory.
     if last >= storage.size or math.prod(size) > storage.size:
         raise UnsafeFileError(f"a tensor of shape {size} reaches past the {storage.size} values of its storage")
-    view = np.lib.stride_tricks.as_strided(
+    return np.lib.stride_tricks.as_strided(
         storage[offset:], size, [s * storage.itemsize for s in stride], writeable=False
     )
-    array = np.array(view, order="C")
-    if storage.dtype == np.dtype("<u2"):  # bfloat16: the upper half of a float32
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> Any:
@@ -88,23 +93,38 @@ _BUILDERS: dict[tuple[str, str], Any] = {
 
 
 class _TorchUnpickler(ArrayUnpickler):
-    def __init__(self, archive: zipfile.ZipFile, root: str, path: str) -> None:
-        stream = io.BytesIO(archive.read(f"{root}data.pkl"))
-        super().__init__(stream, path, _BUILDERS, placeholder=lambda module, name: Placeholder)
+    def __init__(self, archive: zipfile.ZipFile, root: str, size: int) -> None:
         self.archive = archive
         self.root = root
+        self.left = size  # bytes of the file that have not been used yet
         self.storages: dict[str, np.ndarray] = {}
+        super().__init__(
+            io.BytesIO(self.read_entry("data.pkl")),
+            _BUILDERS,
+            placeholder=lambda module, name: Placeholder,
+            stateful=(*STATEFUL, Placeholder),
+        )
+
+    def read_entry(self, name: str) -> bytes:
+        """An entry of the archive; no more of them than the file can hold, so that a small one stays small."""
+        entry = self.archive.getinfo(f"{self.root}{name}")
+        self.left -= entry.file_size
+        if entry.compress_type != zipfile.ZIP_STORED or self.left < 0:
+            raise UnsafeFileError(f"the entry {name} is compressed or overlaps another; PyTorch writes no such file")
+        return self.archive.read(entry)
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         kind, storage_type, key, _, count = pid
         if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise UnsafeFileError(f"{self.name}: unknown reference {kind!r}")
+            raise UnsafeFileError(f"a reference to {kind!r}, which is no storage of numbers that NumPy knows")
         if key not in self.storages:
             dtype = _STORAGE_DTYPES[storage_type.name]
-            raw = self.archive.read(f"{self.root}data/{key}")
-            array = np.frombuffer(raw, "<u2" if dtype == "bf16" else dtype)
+            array = np.frombuffer(self.read_entry(f"data/{key}"), "<u2" if dtype == "bf16" else dtype)
             if array.size != count:
-                raise UnsafeFileError(f"{self.name}: storage {key} holds {array.size} values, expected {count}")
+                raise UnsafeFileError(f"storage {key} holds {array.size} values, expected {count}")
+            if dtype == "bf16":  # the upper half of a float32
+                array = (array.astype(np.uint32) << 16).view(np.float32)
+                array.flags.writeable = False
             self.storages[key] = array
         return self.storages[key]
 
@@ -113,8 +133,8 @@ def read_torch_file(path: str | Path) -> Any:
     """Read a zip-format ``.pth``.
 
     Returns:
-        The saved object, with NumPy arrays for tensors (bfloat16 widened to float32) and a
-        :class:`Placeholder` for every object of another class.
+        The saved object, with read-only NumPy arrays for tensors (bfloat16 widened to float32; not contiguous
+        where the tensor was not) and a :class:`Placeholder` for every object of another class.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -137,11 +157,13 @@ def read_torch_file(path: str | Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             if len(pickles) != 1:
-                raise UnsafeFileError(f"{path}: a zip archive, but not a PyTorch checkpoint (no data.pkl in it)")
-            root = pickles[0][: -len("data.pkl")]
-            return _TorchUnpickler(archive, root, str(path)).load()
-    except UnsafeFileError:
-        raise
+                raise UnsafeFileError("a zip archive, but not a PyTorch checkpoint (no data.pkl in it)")
+            unpickler = _TorchUnpickler(archive, pickles[0][: -len("data.pkl")], path.stat().st_size)
+            if f"{unpickler.root}byteorder" in archive.namelist() and unpickler.read_entry("byteorder") != b"little":
+                raise UnsafeFileError("written on a big-endian machine, which is not supported")
+            return unpickler.load()
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{path}: {error}") from error
     except Exception as error:
         raise UnsafeFileError(
             f"{path}: damaged or truncated ({path.stat().st_size} bytes; {type(error).__name__}: {error})"

@@ -1,0 +1,237 @@
+"""The authors' PyTorch checkpoints, turned into ours: recognised, converted, strictly checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_vheat._paddle import paddle
+from paddle_vheat.models.upernet import UPerNet
+from paddle_vheat.models.vheat import VARIANTS, VHeat, VHeatClassifier, fold_model, stage_sizes
+from paddle_vheat.weights.key_map import convert_state
+from paddle_vheat.weights.loading import EMBEDDING_SUFFIX, LoadReport, load_state
+from paddle_vheat.weights.torch_file import read_torch_file
+
+RESIZE_RULES = ("bicubic", "zero_pad")
+
+
+class ConversionError(ValueError):
+    """A checkpoint that is not one of the published layouts, or does not fit them exactly."""
+
+
+@dataclass
+class Published:
+    """A published checkpoint, recognised."""
+
+    kind: str  # "classification", "segmentation" or "detection" (of which only the backbone is used)
+    variant: str  # name in VARIANTS, or "custom"
+    folded: bool
+    weights: str  # which weights of the file: "model", "model_ema", "state_dict", ...
+    state: dict[str, np.ndarray]  # published names, without prefixes that mean nothing
+    dropped: dict[str, str] = field(default_factory=dict)  # what was not converted, and why
+    trunk: dict[str, Any] = field(default_factory=dict)  # arguments of VHeat
+    num_classes: int | None = None
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        return self.trunk["img_size"]
+
+
+def _is_state(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, np.ndarray) for k, v in value.items())
+    )
+
+
+def _pick_state(content: Any, ema: bool, path: Path) -> tuple[str, dict[str, np.ndarray], dict[str, str]]:
+    """Find the weights in a checkpoint, and say what else it holds."""
+    if not isinstance(content, Mapping):
+        raise ConversionError(f"{path}: expected a dict, got {type(content).__name__}")
+    if _is_state(content):
+        if ema:
+            raise ConversionError(f"{path}: holds one set of weights only; there is no average (--ema) in it")
+        return "plain", dict(content), {}
+    found = {key: value for key, value in content.items() if _is_state(value)}
+    order = ("model_ema", "ema_state_dict") if ema else ("model", "state_dict")
+    for key in order:
+        if key in found:
+            others = {
+                str(k): "the other set of weights" if k in found else "training state or description"
+                for k in content
+                if k != key
+            }
+            return key, dict(found[key]), others
+    near = f"; it holds {', '.join(map(str, content))}" if content else ""
+    raise ConversionError(f"{path}: no weights under {' or '.join(order)}{near}")
+
+
+def _strip(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without the prefix that data-parallel training puts before every name."""
+    if all(name.startswith("module.") for name in state):
+        return {name[len("module.") :]: value for name, value in state.items()}
+    return state
+
+
+def _describe_trunk(state: Mapping[str, np.ndarray], prefix: str, path: Path) -> tuple[dict[str, Any], bool]:
+    """Arguments of VHeat that the names and shapes stand for, and whether the form is folded."""
+    names = [name[len(prefix) :] for name in state if name.startswith(prefix)]
+    try:
+        embed_dim = int(state[f"{prefix}patch_embed.conv2.weight"].shape[0])
+        in_channels = int(state[f"{prefix}patch_embed.conv1.weight"].shape[1])
+    except KeyError as error:
+        raise ConversionError(f"{path}: no vHeat checkpoint: {error.args[0]} is missing") from error
+    found = [re.fullmatch(r"layers\.(\d)\.(\d+)\.norm1\.weight", name) for name in names]
+    blocks = [(int(m[1]), int(m[2])) for m in found if m]
+    depths = tuple(1 + max((b for s, b in blocks if s == stage), default=-1) for stage in range(4))
+    if min(depths) < 1:
+        raise ConversionError(f"{path}: no vHeat checkpoint: the four stages have {depths} blocks")
+    folded = "layers.0.0.op.k_exp" in names
+    first = "layers.0.0.op.k_exp" if folded else "freq_embed.0"
+    if f"{prefix}{first}" not in state:
+        raise ConversionError(f"{path}: neither the training form (freq_embed) nor the folded one (k_exp)")
+    height, width = state[f"{prefix}{first}"].shape[:2]
+    post_norm = "layers.0.0.gamma1" in names
+    trunk = {
+        "embed_dim": embed_dim,
+        "depths": depths,
+        "post_norm": post_norm,
+        "layer_scale": 1e-5 if post_norm else None,
+        "img_size": (4 * int(height), 4 * int(width)),
+        "in_channels": in_channels,
+        "drop_path_rate": 0.0,
+    }
+    return trunk, folded
+
+
+def _variant_name(trunk: Mapping[str, Any]) -> str:
+    for name, variant in VARIANTS.items():
+        if (variant.embed_dim, variant.depths, variant.post_norm) == (
+            trunk["embed_dim"],
+            trunk["depths"],
+            trunk["post_norm"],
+        ):
+            return name
+    return "custom"
+
+
+def read_published(path: str | Path, ema: bool = False) -> Published:
+    """Read and recognise a published checkpoint.
+
+    Args:
+        path: zip-format ``.pth``.
+        ema: take the averaged weights of a training checkpoint.
+
+    Raises:
+        FileNotFoundError, UnsafeFileError, ConversionError: naming the file and what is wrong.
+    """
+    path = Path(path)
+    weights, state, dropped = _pick_state(read_torch_file(path), ema, path)
+    state = _strip(state)
+    prefix = "backbone." if any(name.startswith("backbone.") for name in state) else ""
+    trunk, folded = _describe_trunk(state, prefix, path)
+    if any(name.startswith("decode_head.") for name in state):
+        kind, num_classes = "segmentation", int(state["decode_head.conv_seg.weight"].shape[0])
+    elif any(name.startswith(("neck.", "rpn_head.", "roi_head.")) for name in state):
+        kind, num_classes = "detection", None
+        for group in ("neck", "rpn_head", "roi_head"):
+            count = sum(name.startswith(f"{group}.") for name in state)
+            if count:
+                dropped[f"{group}.* ({count} arrays)"] = "only the backbone of a detector is used"
+        state = {n: v for n, v in state.items() if not n.startswith(("neck.", "rpn_head.", "roi_head."))}
+    elif "classifier.3.weight" in state:
+        kind, num_classes = "classification", int(state["classifier.3.weight"].shape[0])
+    else:
+        raise ConversionError(f"{path}: a vHeat trunk, but neither a classifier, a segmentor nor a detector")
+    counters = [name for name in state if name.endswith(".num_batches_tracked")]
+    if counters:
+        dropped[f"*.num_batches_tracked ({len(counters)} counters)"] = "no counterpart in Paddle"
+        state = {n: v for n, v in state.items() if n not in set(counters)}
+    return Published(kind, _variant_name(trunk), folded, weights, state, dropped, trunk, num_classes)
+
+
+def build_model(published: Published) -> Any:
+    """The model of ours that a published checkpoint is for, with random weights."""
+    state, trunk = published.state, published.trunk
+    if published.kind == "classification":
+        model: Any = VHeatClassifier(num_classes=published.num_classes or 0, **trunk)
+    elif published.kind == "segmentation":
+        auxiliary = state.get("auxiliary_head.conv_seg.weight")
+        model = UPerNet(
+            published.num_classes or 0,
+            VHeat(**trunk),
+            channels=int(state["decode_head.conv_seg.weight"].shape[1]),
+            aux_channels=0 if auxiliary is None else int(auxiliary.shape[1]),
+        )
+    else:
+        model = VHeat(**trunk)
+    return fold_model(model, published.img_size) if published.folded else model
+
+
+def zero_pad(embedding: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A frequency embedding (H, W, C) for a larger plate: zeros for the frequencies that are new."""
+    if height < embedding.shape[0] or width < embedding.shape[1]:
+        raise ConversionError(
+            f"zero padding is for larger sizes: an embedding of {embedding.shape[0]} x {embedding.shape[1]} cannot "
+            f"become {height} x {width}"
+        )
+    added = ((0, height - embedding.shape[0]), (0, width - embedding.shape[1]), (0, 0))
+    return np.pad(embedding, added)
+
+
+def convert(published: Published, img_size: int | None = None, resize: str = "bicubic") -> tuple[Any, LoadReport]:
+    """Our model with a published checkpoint's weights; nothing missing, nothing left over.
+
+    Args:
+        published: as from :func:`read_published`.
+        img_size: pixels a side that the frequency embeddings are to be made for; None keeps theirs.
+        resize: "bicubic", or "zero_pad" (zeros at the high frequencies, the authors' rule for fine-tuning at
+            a larger size).
+
+    Raises:
+        ConversionError: with the two lists and the nearest names, if the names or shapes do not fit exactly.
+    """
+    if resize not in RESIZE_RULES:
+        raise ConversionError(f"resize: expected one of {', '.join(RESIZE_RULES)}, got {resize!r}")
+    state, left_over = convert_state(published.state)
+    if published.kind == "detection":
+        state = {name[len("backbone.") :]: value for name, value in state.items()}
+    if left_over:
+        raise ConversionError(f"{len(left_over)} arrays have no place in a vHeat model: {', '.join(left_over[:10])}")
+    if img_size is not None:
+        if published.folded:
+            raise ConversionError("a folded checkpoint cannot be resized; convert the training form")
+        if resize == "zero_pad":
+            for i, (height, width) in enumerate(stage_sizes(img_size)):
+                for name in state:
+                    if name.endswith(f"stages.{i}{EMBEDDING_SUFFIX}"):
+                        state[name] = zero_pad(state[name], height, width)
+        published.trunk["img_size"] = (img_size, img_size)
+    model = build_model(published)
+    try:
+        report = load_state(model, state, "the checkpoint")
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+    return model, report
+
+
+def check(model: Any, size: tuple[int, int]) -> dict[str, float]:
+    """Run the training form and the folded form on an image; largest differences relative to the largest value."""
+    model.eval()
+    folded = fold_model(model, size)
+    x = paddle.to_tensor(np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32))
+    with paddle.no_grad():
+        ours, theirs = model(x), folded(x)
+    if not isinstance(ours, list):
+        ours, theirs = [ours], [theirs]
+    differences = {}
+    for i, (a, b) in enumerate(zip(ours, theirs)):
+        a, b = a.numpy(), b.numpy()
+        differences[f"output {i}"] = float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-12))
+    return differences

@@ -1,0 +1,71 @@
+"""Turn the authors' PyTorch checkpoints into ours. PyTorch is not needed, and no code from the file is run.
+
+python tools/convert_weights.py SRC.pth DST.pdparams
+python tools/convert_weights.py SRC.pth DST.safetensors --ema
+python tools/convert_weights.py SRC.pth DST.pdparams --img_size 512 --resize zero_pad
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from paddle_vheat.cpu import configure_cpu
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Turn the authors' PyTorch checkpoints into ours.")
+    parser.add_argument("source", metavar="SRC.pth", help="classification, segmentation or detection checkpoint")
+    parser.add_argument("target", metavar="DST", help="file to write: .pdparams or .safetensors")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights of a training checkpoint")
+    parser.add_argument("--img_size", type=int, metavar="N", help="make the frequency embeddings for N x N pixels")
+    parser.add_argument("--resize", choices=("bicubic", "zero_pad"), default="bicubic", help="how; default bicubic")
+    parser.add_argument(
+        "--check", action="store_true", help="compare the training form with the folded one on an image"
+    )
+    args = parser.parse_args(argv)
+    if "paddle" not in sys.modules:
+        configure_cpu()
+    from paddle_vheat.weights.convert import check, convert, read_published
+    from paddle_vheat.weights.loading import save_weights
+
+    start = time.perf_counter()
+    try:
+        if Path(args.target).suffix not in (".pdparams", ".safetensors"):
+            raise ValueError(f"{args.target}: expected a name that ends in .pdparams or .safetensors")
+        published = read_published(args.source, args.ema)
+        model, report = convert(published, args.img_size, args.resize)
+        save_weights(model, args.target)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    classes = "" if published.num_classes is None else f", {published.num_classes} classes"
+    size = "x".join(map(str, published.img_size))
+    by_reason: dict[str, list[str]] = {}
+    for name, why in published.dropped.items():
+        by_reason.setdefault(why, []).append(name)
+    rows = [
+        ("source", f"{args.source} ({published.weights})"),
+        ("recognised", f"{published.kind}, {published.variant}{classes}"),
+        ("form", "folded" if published.folded else "training"),
+        ("made for", f"{size} pixels"),
+        ("converted", f"{len(report.loaded)} arrays, every one of the model's"),
+        *(("resized", text) for text in report.resized),
+        *(("dropped", f"{', '.join(names)}: {why}") for why, names in by_reason.items()),
+        ("written", f"{args.target} in {time.perf_counter() - start:.1f} s"),
+    ]
+    for name, text in rows:
+        print(f"{name:<11} {text}")
+    if args.check:
+        if published.folded:
+            print(f"{'check':<11} the checkpoint is folded: there is no training form to compare it with")
+        else:
+            for name, difference in check(model, published.img_size).items():
+                print(f"{'check':<11} training form against folded, {name}: {difference:.1e}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
