@@ -189,7 +189,8 @@ def convert(published: Published, img_size: int | None = None, resize: str = "bi
     """Our model with a published checkpoint's weights; nothing missing, nothing left over.
 
     Args:
-        published: as from :func:`read_published`.
+        published: as from :func:`read_published`; its ``state`` is used up, so that the file's arrays and a
+            second copy of the model (for saving it) are never in memory together.
         img_size: pixels a side that the frequency embeddings are to be made for; None keeps theirs.
         resize: "bicubic", or "zero_pad" (zeros at the high frequencies, the authors' rule for fine-tuning at
             a larger size).
@@ -218,6 +219,7 @@ def convert(published: Published, img_size: int | None = None, resize: str = "bi
         report = load_state(model, state, "the checkpoint")
     except ValueError as error:
         raise ConversionError(str(error)) from error
+    published.state = {}
     return model, report
 
 
