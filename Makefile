@@ -1,13 +1,18 @@
-# make demo   the main job on embedded data          make test      the tests
-# make check  ruff and mypy                          make test-all  the slow ones too
+# make demo      the main job on embedded data       make test      the tests
+# make demo-cls  classification of digits            make test-all  the slow ones too
+# make check     ruff and mypy
 PYTHON ?= python3.11
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 
-.PHONY: demo test test-all test-numpy2 check format clean
+.PHONY: demo demo-cls test test-all test-numpy2 test-clas check format clean
 
 demo: $(VENV)/.run
 	$(PY) tools/demo.py
+
+demo-cls: $(VENV)/.run
+	$(PY) train.py --config configs/demo_digits.yml --do_eval --save_dir output/digits
+	$(PY) val.py --config configs/demo_digits.yml --model_path output/digits/best_model
 
 test: $(VENV)/.dev
 	$(PY) -m pytest -m "not slow"
@@ -19,6 +24,10 @@ test-all: $(VENV)/.dev
 test-numpy2: $(VENV)/.dev build/numpy2/.done
 	PYTHONPATH=build/numpy2 $(PY) -m pytest tests/ops tests/models tests/weights tests/test_import.py -m "not slow"
 
+# The PaddleClas tests on its real wheel, in an environment of its own; `make test` runs them on a stand-in.
+test-clas: $(VENV)-clas/.done
+	VHEAT_TEST_PADDLECLAS=1 $(VENV)-clas/bin/python -m pytest tests/integrations/test_paddleclas.py
+
 check: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -29,7 +38,7 @@ format: $(VENV)/.dev
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-clas build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -45,4 +54,11 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 
 build/numpy2/.done: | $(PY)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target build/numpy2 numpy==2.2.6
+	touch $@
+
+$(VENV)-clas/.done: requirements.txt requirements-dev.txt requirements-clas.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-clas
+	$(VENV)-clas/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements.txt -r requirements-dev.txt -r requirements-clas.txt
+	$(VENV)-clas/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

@@ -91,9 +91,10 @@ def _set_up(args: argparse.Namespace) -> Any:
     else:
         paddle.set_device(device)
     from paddle_vheat.config import load_config
-    from paddle_vheat.engine.tasks.segmentation import SegmentationTask
+    from paddle_vheat.engine.tasks import make_task
 
-    return SegmentationTask(load_config(args.config, args.opts), args.config)
+    config = load_config(args.config, args.opts)
+    return make_task(config, args.config, *(getattr(args, n, None) for n in ("iters", "batch_size", "learning_rate")))
 
 
 def _load(task: Any, path: str | None) -> None:
@@ -132,11 +133,9 @@ def train_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, help="images per process and step; default: the configuration's")
     add("--learning_rate", type=float, help="default: the configuration's")
     add("--save_dir", default="output", help="folder of checkpoints and logs; default output")
-    add(
-        "--save_interval", type=int, default=1000, help="iterations between checkpoints (and evaluations); default 1000"
-    )
+    add("--save_interval", type=int, help="iterations between checkpoints (and evaluations); default 1000, or an epoch")
     add("--log_iters", type=int, default=10, help="iterations between log lines; default 10")
-    add("--num_workers", type=int, default=0, help="processes that read and augment images; default 0")
+    add("--num_workers", type=int, help="processes that read and augment; default 0, or the configuration's")
     add("--keep_checkpoint_max", type=int, default=5, help="checkpoints kept, 0 for all; default 5")
     add("--do_eval", action="store_true", help="evaluate at every --save_interval and keep the best model")
     add("--early_stop_intervals", type=int, help="stop after that many evaluations without a better score")
@@ -148,38 +147,30 @@ def train_parser() -> argparse.ArgumentParser:
         help="checkpoint folder to continue; auto: the newest whole one in --save_dir",
     )
     add("--seed", type=int, default=42, help="of weights, data order and augmentation; default 42")
-    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="mixed precision on a GPU; default fp32")
+    add("--precision", choices=("fp32", "fp16", "bf16"), help="on a GPU; default fp32, or the configuration's")
     add("--amp_level", choices=("O1", "O2"), default="O1", help="how far mixed precision goes; default O1")
     return parser
 
 
 def _train(args: argparse.Namespace) -> int:
-    # Options that stand for a key of the configuration go the way of --opts, so that its checks see them.
-    for option, key in (
-        ("iters", "iters"),
-        ("batch_size", "batch_size"),
-        ("learning_rate", "lr_scheduler.learning_rate"),
-    ):
-        if getattr(args, option) is not None:
-            args.opts = [*args.opts, f"{key}={getattr(args, option)}"]
     task = _set_up(args)
     from paddle_vheat.engine.trainer import Trainer, TrainOptions
 
-    config = task.config
     options = TrainOptions(
-        iters=config["iters"],
-        batch_size=config["batch_size"],
-        accumulation=config.get("accumulation", 1),
+        iters=task.iters,
+        batch_size=task.batch_size,
+        accumulation=task.accumulation,
         save_dir=args.save_dir,
-        save_interval=args.save_interval,
+        save_interval=task.save_interval if args.save_interval is None else args.save_interval,
         log_iters=args.log_iters,
-        num_workers=args.num_workers,
+        num_workers=task.num_workers if args.num_workers is None else args.num_workers,
         keep_checkpoint_max=args.keep_checkpoint_max,
         seed=args.seed,
         do_eval=args.do_eval,
         use_vdl=args.use_vdl,
-        use_ema=args.use_ema,
-        precision=args.precision,
+        use_ema=args.use_ema or task.ema_decay is not None,
+        ema_decay=0.999 if task.ema_decay is None else task.ema_decay,
+        precision=task.precision if args.precision is None else args.precision,
         amp_level=args.amp_level,
         resume_model=args.resume_model,
         early_stop_intervals=args.early_stop_intervals,
@@ -211,7 +202,7 @@ def _val(args: argparse.Namespace) -> int:
 
     if paddle.distributed.get_rank() == 0:
         print(f"{result['images']} images")
-        print(result["scores"].table(task.class_names))
+        print(result["table"])
         if args.json:
             import json
 
@@ -238,12 +229,12 @@ def predict_parser() -> argparse.ArgumentParser:
 def _predict(args: argparse.Namespace) -> int:
     options = _test_options(args)
     task = _set_up(args)
-    from paddle_vheat.engine.predict import list_images, predict_folder
+    from paddle_vheat.engine.predict import list_images
 
     images = list_images(args.image_path)
     _load(task, args.model_path)
-    folder = predict_folder(task, task.model, images, args.save_dir, **options)
-    print(f"{len(images)} images; written: {folder}/pseudo_color_prediction and {folder}/added_prediction")
+    written = task.predict(images, args.save_dir, **options)
+    print(f"{len(images)} images; written: {written}")
     return 0
 
 

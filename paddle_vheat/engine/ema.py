@@ -13,19 +13,20 @@ class ExponentialMovingAverage:
     """Average of parameters and buffers over the iterations.
 
     In iteration i (from 1) the average keeps ``min(1 - 1 / (i + 1), decay)`` of itself, so that it forgets the
-    initial weights. Whole numbers (counters) are copied.
+    initial weights; without ``warm_up``, always ``decay``. Whole numbers (counters) are copied.
     """
 
-    def __init__(self, model: Any, decay: float = 0.999) -> None:
+    def __init__(self, model: Any, decay: float = 0.999, warm_up: bool = True) -> None:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"EMA: the decay must be in [0, 1), got {decay}")
         self.model = model
         self.decay = decay
+        self.warm_up = warm_up
         self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
     def update(self, iteration: int) -> None:
         """Take in the model's weights as they are after ``iteration`` (from 1)."""
-        decay = min(1 - 1 / (iteration + 1), self.decay)
+        decay = min(1 - 1 / (iteration + 1), self.decay) if self.warm_up else self.decay
         with paddle.no_grad():
             for name, value in self.model.state_dict().items():
                 mean = self.average[name]

@@ -205,3 +205,26 @@ def load_weights(
 ) -> LoadReport:
     """Fill a layer from a ``.pdparams`` or ``.safetensors`` file, strictly; see :func:`load_state`."""
     return load_state(layer, read_weights(path), str(path), fresh_prefixes, unused_prefixes)
+
+
+def load_classifier(model: Any, path: str | Path) -> LoadReport:
+    """Fill a classifier strictly, but for a head of another number of classes, which starts anew.
+
+    Args:
+        model: has ``head.weight`` (C, num_classes), ``head.bias``, and the attribute ``num_classes``.
+
+    Returns:
+        The report; ``fresh`` names exactly the head if the file is of another number of classes, else nothing.
+
+    Raises:
+        ValueError: for anything else that is missing, left over or of another shape.
+    """
+    state = read_weights(path)
+    head = {name: state[name].shape for name in ("head.weight", "head.bias") if name in state}
+    # Only a head that is sound in itself is passed over; any other is for the strict loading to report.
+    theirs = head["head.bias"][0] if len(head.get("head.bias", ())) == 1 else model.num_classes
+    sound = {"head.weight": (model.head.weight.shape[0], theirs), "head.bias": (theirs,)}
+    if theirs == model.num_classes or head != sound:
+        return load_state(model, state, str(path))
+    trunk = {name: value for name, value in state.items() if name not in head}
+    return load_state(model, trunk, str(path), fresh_prefixes=("head.",))

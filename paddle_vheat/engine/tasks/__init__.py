@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 
-def make_task(config: dict[str, Any], source: str) -> Any:
-    """The task that a configuration is for: PaddleClas' schema has ``Arch``, PaddleSeg's ``model``."""
+def make_task(
+    config: dict[str, Any],
+    source: str,
+    iters: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+) -> Any:
+    """The task that a configuration is for: PaddleClas' schema has ``Arch``, PaddleSeg's ``model``.
+
+    ``iters``, ``batch_size`` and ``learning_rate`` take the place of the configuration's where they are given.
+    """
     if "Arch" in config:
-        from paddle_vheat.engine.tasks.classification import ClassificationTask
-
-        return ClassificationTask(config, source)
-    from paddle_vheat.engine.tasks.segmentation import SegmentationTask
-
-    return SegmentationTask(config, source)
+        from paddle_vheat.engine.tasks.classification import ClassificationTask as Task
+    else:
+        from paddle_vheat.engine.tasks.segmentation import SegmentationTask as Task  # type: ignore[assignment]
+    Task.override(config, iters, batch_size, learning_rate)
+    return Task(config, source)

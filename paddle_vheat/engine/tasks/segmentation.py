@@ -70,6 +70,11 @@ class SegmentationTask:
     """
 
     score_name = "mIoU"
+    ema_warm_up = True
+    ema_decay: float | None = None  # averaging is asked for on the command line
+    num_workers = 0
+    precision = "fp32"
+    save_interval = 1000
 
     def __init__(self, config: dict[str, Any], source: str = "configuration") -> None:
         check_keys(config, source)
@@ -77,6 +82,32 @@ class SegmentationTask:
         self.config = config
         self._fill_in()
         self._builder = self._clear(lambda: seg.make_builder(config))
+
+    @staticmethod
+    def override(config: dict[str, Any], iters: int | None, batch_size: int | None, rate: float | None) -> None:
+        """Put what the command line says in the configuration's place."""
+        if iters is not None:
+            config["iters"] = iters
+        if batch_size is not None:
+            config["batch_size"] = batch_size
+        if rate is not None:
+            config.setdefault("lr_scheduler", {})["learning_rate"] = rate
+
+    @property
+    def iters(self) -> int:
+        return int(self.config["iters"])
+
+    @property
+    def batch_size(self) -> int:
+        return int(self.config["batch_size"])
+
+    @property
+    def accumulation(self) -> int:
+        return int(self.config.get("accumulation", 1))
+
+    def prepare_batch(self, batch: dict[str, Any], seed: int) -> dict[str, Any]:
+        """Batches are trained on as they are."""
+        return batch
 
     def _fill_in(self) -> None:
         """Give model and losses what their dataset's class knows; PaddleSeg would do so with a warning each."""
@@ -249,6 +280,17 @@ class SegmentationTask:
     @property
     def test_options(self) -> dict[str, Any]:
         return dict(self.config.get("test_config") or {})
+
+    @property
+    def export_transforms(self) -> Any:
+        return (self.config.get("val_dataset") or {}).get("transforms") or [{"type": "Normalize"}]
+
+    def predict(self, images: list[tuple[Path, Path]], save_dir: str | Path, **options: Any) -> str:
+        """Write pictures of the predictions; see :func:`paddle_vheat.engine.predict.predict_folder`."""
+        from paddle_vheat.engine.predict import predict_folder
+
+        folder = predict_folder(self, self.model, images, save_dir, **options)
+        return f"{folder}/pseudo_color_prediction and {folder}/added_prediction"
 
     def preview(self, model: Any, count: int = 4) -> list[np.ndarray]:
         """Pictures (image | truth | prediction) of the first validation images, uint8 (H, W, 3)."""
