@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from paddleseg.core import infer
 from tqdm import tqdm
 
 from paddle_vheat._paddle import paddle
+from paddle_vheat.engine.data import plain_worker_errors
 from paddle_vheat.engine.metrics import SegmentationScores, confusion_matrix
 
 
@@ -25,14 +27,33 @@ class _Share(paddle.io.Dataset):
 
     def __getitem__(self, i: int) -> tuple[Any, ...]:
         item = self.dataset[self.indices[i]]
-        # What undoes the transforms, [("resize", (h, w)), ...], travels as numbers.
-        undo = [(["resize", "padding"].index(kind), *size) for kind, size in item["trans_info"]]
-        return item["img"], item["label"], np.array(undo, np.int64).reshape(-1, 3), np.int64(self.indices[i])
+        return item["img"], item["label"], code_undo(item["trans_info"]), np.int64(self.indices[i])
+
+
+_UNDO = ("resize", "padding")
+
+
+def code_undo(steps: Any) -> np.ndarray:
+    """What undoes the transforms, [("resize", (h, w)), ...], as int64 (n + 1, 3), to travel between processes.
+
+    The first row says nothing: Paddle's loader workers cannot send an array of no elements.
+    """
+    return np.array([(-1, 0, 0), *((_UNDO.index(kind), *size) for kind, size in steps)], np.int64)
 
 
 def undo_list(undo: np.ndarray) -> list[tuple[str, tuple[int, int]]]:
-    """Inverse of the coding above."""
-    return [(("resize", "padding")[kind], (int(h), int(w))) for kind, h, w in undo.tolist()]
+    """Inverse of :func:`code_undo`."""
+    return [(_UNDO[kind], (int(h), int(w))) for kind, h, w in undo[1:].tolist()]
+
+
+def _check_windows(crop_size: Any, stride: Any) -> None:
+    for pair in (crop_size, stride):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ValueError("sliding-window evaluation needs crop_size and stride, each as width height")
+    if min(stride) < 1:
+        raise ValueError(f"the stride must be at least 1 pixel each way, got {list(stride)}")
+    if stride[0] > crop_size[0] or stride[1] > crop_size[1]:
+        raise ValueError(f"the stride {list(stride)} is larger than the window {list(crop_size)}: pixels are missed")
 
 
 def predict_logits(
@@ -57,13 +78,13 @@ def predict_logits(
         aug_eval: average over ``scales`` and flips.
         is_slide: sliding windows of ``crop_size`` [width, height] at ``stride`` [width, height].
     """
-    if is_slide and (crop_size is None or stride is None):
-        raise ValueError("sliding-window evaluation needs crop_size and stride, each as width height")
-    if is_slide and (stride[0] > crop_size[0] or stride[1] > crop_size[1]):
-        raise ValueError(f"the stride {list(stride)} is larger than the window {list(crop_size)}: pixels are missed")
+    if is_slide:
+        _check_windows(crop_size, stride)
     slide = {"is_slide": is_slide, "crop_size": crop_size, "stride": stride}
     if aug_eval:
         scales = [float(s) for s in (scales if isinstance(scales, (list, tuple)) else [scales])]
+        if not scales or min(scales) <= 0:
+            raise ValueError(f"scales must be positive numbers, got {scales}")
         flips = {"flip_horizontal": flip_horizontal, "flip_vertical": flip_vertical}
         return infer.aug_inference(model, image, trans_info=undo, scales=scales, **flips, **slide)[1]
     return infer.inference(model, image, trans_info=undo, **slide)[1]
@@ -91,8 +112,8 @@ def evaluate(
         **options: see :func:`predict_logits`.
 
     Returns:
-        "scores" (:class:`SegmentationScores`), "confusion" (the matrix), "images" and "report" (a dict for
-        JSON). Equal on every process.
+        "score" (mIoU), "table" (for people), "report" (for JSON), "images", "scores" (:class:`SegmentationScores`) and
+        "confusion" (the matrix). Equal on every process.
     """
     rank, ranks = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
     share = _Share(dataset, rank, ranks)
@@ -102,17 +123,14 @@ def evaluate(
     model.eval()
     try:
         bar = tqdm(loader, desc="evaluating", unit="img", disable=None if progress and rank == 0 else True)
-        with paddle.no_grad():
+        with paddle.no_grad(), plain_worker_errors():
             for image, label, undo, index in bar:
                 steps = undo_list(undo.numpy()[0])
-                if autocast is None:
-                    logits = predict_logits(model, image, steps, **options)
-                else:
-                    with autocast():
-                        logits = predict_logits(model, image, steps, **options)
-                prediction = paddle.argmax(logits, axis=1).numpy()[0]
                 try:
-                    truth = label.numpy().reshape(prediction.shape)
+                    with autocast() if autocast is not None else contextlib.nullcontext():
+                        logits = predict_logits(model, image, steps, **options)
+                    prediction = paddle.argmax(logits, axis=1).numpy()[0]
+                    truth = label.numpy()[0, 0]
                     matrix += confusion_matrix(truth, prediction, len(class_names), dataset.ignore_index)
                 except ValueError as error:
                     name = getattr(dataset, "file_list", None)
@@ -127,4 +145,11 @@ def evaluate(
         matrix = total.numpy()
     scores = SegmentationScores.of(matrix)
     report = {"images": len(dataset), **scores.as_dict(class_names)}
-    return {"scores": scores, "confusion": matrix, "images": len(dataset), "report": report, "score": scores.miou}
+    return {
+        "table": scores.table(class_names),
+        "scores": scores,
+        "confusion": matrix,
+        "images": len(dataset),
+        "report": report,
+        "score": scores.miou,
+    }
