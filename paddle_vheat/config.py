@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 import difflib
 import re
 from collections.abc import Iterable, Sequence
@@ -23,12 +22,14 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if not isinstance(key, (str, int, float, bool)):
+                raise ConfigError(f"{self.name}, line {line}: a key must be a word or a number, not {key!r}")
             if key in seen:
-                line = key_node.start_mark.line + 1
                 raise ConfigError(f"{self.name}: the key {key!r} is given twice, the second time in line {line}")
-            if isinstance(key, str) and key != "<<":
-                seen.add(key)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -44,11 +45,12 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, named_by: Path | None) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        origin = f" (the _base_ of {named_by})" if named_by else ""
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise FileNotFoundError(f"no such configuration: {path}{hint}")
+        raise FileNotFoundError(f"no such configuration: {path}{origin}{hint}")
     try:
         with path.open(encoding="utf-8") as file:
             content = yaml.load(file, Loader=_Loader)
@@ -63,33 +65,34 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """``own`` over ``base``, block by block; a block with ``_inherited_: False`` replaces the base's."""
-    own = dict(own)
-    if not own.pop("_inherited_", True):
-        return own
+    if not own.get("_inherited_", True):
+        return {key: value for key, value in own.items() if key != "_inherited_"}
     merged = dict(base)
     for key, value in own.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else _strip(value)
+        merged[key] = _merge(merged[key], value) if both else value
     return merged
 
 
-def _strip(value: Any) -> Any:
-    """Drop the inheritance marker from a block that had nothing to inherit."""
+def _finish(value: Any) -> Any:
+    """A copy without inheritance markers, in which what a YAML anchor named in two places is two things."""
     if isinstance(value, dict):
-        return {key: _strip(item) for key, item in value.items() if key != "_inherited_"}
-    return value
+        return {key: _finish(item) for key, item in value.items() if key != "_inherited_"}
+    return [_finish(item) for item in value] if isinstance(value, list) else value
 
 
 def _read_inherited(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in chain:
         raise ConfigError(f"{path}: inherits from itself by way of {' -> '.join(p.name for p in chain)}")
-    own = _read_yaml(path)
-    bases = own.pop("_base_", [])
-    merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged = _merge(merged, _read_inherited(path.parent / base, (*chain, path)))
-    return _merge(merged, own)
+    config = _read_yaml(path, chain[-1] if chain else None)
+    bases = config.pop("_base_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
+        raise ConfigError(f"{path}: _base_ must be a file name or a list of them, got {bases!r}")
+    for base in bases:  # as PaddleSeg does it: of two bases, the first has the say
+        config = _merge(_read_inherited(path.parent / base, (*chain, path)), config)
+    return config
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -104,7 +107,7 @@ def _set(config: dict[str, Any], assignment: str) -> None:
         raise ConfigError(f"--opts {assignment!r}: expected key=value, such as train_dataset.dataset_root=data/x")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as its documentation lists them
         value = {"true": True, "false": False, "null": None}.get(text.lower(), text)
     *parents, last = key.split(".")
     block: Any = config
@@ -121,7 +124,7 @@ def _set(config: dict[str, Any], assignment: str) -> None:
 
 
 def _index(block: list, name: str, key: str, assignment: str) -> int:
-    if not name.isdigit() or int(name) >= len(block):
+    if not name.isdecimal() or int(name) >= len(block):
         raise ConfigError(f"--opts {assignment!r}: {key!r} must be a position from 0 to {len(block) - 1}")
     return int(name)
 
@@ -140,9 +143,13 @@ def load_config(path: str | Path, opts: Sequence[str] | None = None) -> dict[str
 
     Raises:
         FileNotFoundError: if the file, or one that it inherits from, does not exist.
-        ConfigError: if a file is not valid, or an option names a key that is not there.
+        ConfigError: if a file is not valid, or an option names a key or block that is not there. A new key
+            within a block is taken: a block need not give what has a default.
     """
-    config = copy.deepcopy(_read_inherited(Path(path)))  # YAML anchors would be changed everywhere at once
+    try:
+        config = _finish(_read_inherited(Path(path)))
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deep, or a YAML anchor within itself") from error
     for assignment in opts or ():
         _set(config, assignment)
     return config

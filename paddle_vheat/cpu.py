@@ -45,6 +45,21 @@ def _keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def _set_by_paddle(name: str) -> bool:
+    """Whether ``paddle.distributed.launch`` has put this variable into the environment.
+
+    On import, Paddle sets ``OMP_NUM_THREADS=1`` where it is unset, so every process that the launcher starts has
+    it; what the user had set is in the environment that the launcher itself was started with.
+    """
+    if "PADDLE_LOCAL_SIZE" not in os.environ:
+        return False
+    try:
+        launchers = Path(f"/proc/{os.getppid()}/environ").read_bytes()
+    except OSError:
+        return False
+    return not any(entry.startswith(f"{name}=".encode()) for entry in launchers.split(b"\0"))
+
+
 def configure_cpu() -> str:
     """Use the machine's cores and the fast library paths; leave every variable that the user has set alone.
 
@@ -67,6 +82,8 @@ def configure_cpu() -> str:
     wanted = {"OMP_NUM_THREADS": str(max(_cores() // processes, 1)), "FLAGS_use_stride_kernel": "0"}
     if _is_amd():
         wanted["MKL_DEBUG_CPU_TYPE"] = "5"
+    if _set_by_paddle("OMP_NUM_THREADS"):
+        os.environ.pop("OMP_NUM_THREADS", None)
     kept = [f"{name}={os.environ[name]}" for name in wanted if name in os.environ]
     for name, value in wanted.items():
         os.environ.setdefault(name, value)

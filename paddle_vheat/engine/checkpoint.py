@@ -2,7 +2,7 @@
 
 A checkpoint is a folder ``iter_N`` in PaddleSeg's layout: ``model.pdparams``, ``model.pdopt``, with EMA
 ``ema_model.pdparams``, and ``state.json``. It is written under a temporary name and renamed when everything is
-on disk; ``state.json`` holds the size and CRC-32 of every file.
+on disk; ``state.json`` holds the size and CRC-32 of every file, and the CRC-32 of itself.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ def _crc32(path: Path) -> int:
     return value
 
 
+def _state_crc32(state: Mapping[str, Any]) -> int:
+    """Checksum of what ``state.json`` holds, but for the checksum."""
+    content = {key: value for key, value in state.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
 def _sync(path: Path) -> None:
     """Have a file or folder written to the disk itself."""
     handle = os.open(path, os.O_RDONLY)
@@ -60,7 +66,12 @@ def replace_folder(folder: Path, write: Any) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         if folder.exists():
             os.replace(folder, aside)
-        os.replace(temporary, folder)
+        try:
+            os.replace(temporary, folder)
+        except BaseException:
+            if aside.exists():
+                os.replace(aside, folder)
+            raise
         _sync(folder.parent)
         shutil.rmtree(aside, ignore_errors=True)
     except BaseException:
@@ -84,7 +95,9 @@ def save_checkpoint(
         for name, content in arrays.items():
             paddle.save(dict(content), str(temporary / name))
             files[name] = {"size": (temporary / name).stat().st_size, "crc32": _crc32(temporary / name)}
-        content = {**state, "iteration": iteration, "files": files}
+        # As it will be read: JSON's keys are strings.
+        content = json.loads(json.dumps({**state, "iteration": iteration, "files": files}))
+        content["crc32"] = _state_crc32(content)
         (temporary / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     replace_folder(folder, write)
@@ -102,8 +115,9 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[
         raise CheckpointError(f"no such checkpoint folder: {folder}")
     try:
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        if state["crc32"] != _state_crc32(state):
+            raise ValueError("its checksum is not what was written")
         files = state["files"]
-        state["iteration"] = int(state["iteration"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: {STATE_FILE} is missing or damaged ({error})") from error
     arrays = {}
@@ -121,7 +135,8 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[
 
 def list_checkpoints(save_dir: str | Path) -> list[Path]:
     """Checkpoint folders, oldest iteration first."""
-    found = [(int(m[1]), p) for p in Path(save_dir).glob("iter_*") if (m := _NAME.fullmatch(p.name))]
+    folders = [p for p in Path(save_dir).glob("iter_*") if p.is_dir()]
+    found = [(int(m[1]), p) for p in folders if (m := _NAME.fullmatch(p.name))]
     return [path for _, path in sorted(found)]
 
 
@@ -138,10 +153,14 @@ def newest_checkpoint(save_dir: str | Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-def prune_checkpoints(save_dir: Path, keep: int) -> None:
-    """Remove the oldest checkpoints beyond ``keep`` (0 keeps all)."""
+def prune_checkpoints(save_dir: Path, keep: int, iteration: int) -> None:
+    """Remove the oldest checkpoints beyond ``keep`` (0 keeps all) of those up to ``iteration``.
+
+    Later ones are of another run in the same folder; they neither count nor push this run's out.
+    """
     if keep > 0:
-        for folder in list_checkpoints(save_dir)[:-keep]:
+        mine = [path for path in list_checkpoints(save_dir) if int(path.name[len("iter_") :]) <= iteration]
+        for folder in mine[:-keep]:
             shutil.rmtree(folder)
 
 
@@ -173,7 +192,8 @@ def restore_optimizer(optimizer: Any, model: Any, arrays: Mapping[str, np.ndarra
         CheckpointError: if the state belongs to another model.
     """
     names = {name: parameter.name for name, parameter in model.named_parameters()}
-    state: dict[str, Any] = {}
+    # Paddle insists on a state of the scheduler, which is kept apart; an empty one changes nothing.
+    state: dict[str, Any] = {"LR_Scheduler": {}}
     masters: dict[str, Any] = {}
     for key, array in arrays.items():
         name, _, kind = key.partition("|")

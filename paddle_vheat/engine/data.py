@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from paddle.io.dataloader.collate import default_collate_fn
 
 from paddle_vheat._paddle import paddle
 
@@ -19,6 +20,67 @@ from paddle_vheat._paddle import paddle
 def derived_seed(*parts: int) -> int:
     """A 32-bit seed from several numbers, well mixed."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+class _Caught(paddle.io.Dataset):
+    """A dataset whose sample is the error where there is one: it is to be raised by the process that trains."""
+
+    def __init__(self, dataset: Any) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.error: Exception | None = None  # of this process
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.dataset[key]
+        except Exception as error:
+            self.error = error
+            return error
+
+
+def _collate(samples: list[Any]) -> Any:
+    for sample in samples:
+        if isinstance(sample, Exception):
+            kind = next(k for k in (ValueError, OSError, Exception) if isinstance(sample, k))
+            text = str(sample) if kind is not Exception else f"{type(sample).__name__}: {sample}"
+            return {_ERRORS[kind]: np.frombuffer(f" {text}".encode(), np.uint8)}
+    return default_collate_fn(samples)
+
+
+_ERRORS: dict[type[Exception], str] = {ValueError: "a ValueError", OSError: "an OSError", Exception: "an error"}
+_RAISED = {"a ValueError": ValueError, "an OSError": OSError, "an error": RuntimeError}
+
+
+def load_batches(dataset: Any, num_workers: int, **how: Any) -> Iterator[Any]:
+    """Batches of a dataset by ``paddle.io.DataLoader(..., **how)``, whose handling of errors is made good.
+
+    Left to itself, it waits for ever after an error in the dataset if it has no workers, hides it in a worker's
+    traceback if it has, and leaves threads and workers behind when the caller stops early.
+
+    Raises:
+        ValueError, OSError: as the dataset raises them.
+        RuntimeError: for its other errors, and if a worker was killed.
+    """
+    caught = _Caught(dataset)
+    iterator = iter(paddle.io.DataLoader(caught, num_workers=num_workers, collate_fn=_collate, **how))
+    try:
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except SystemError as error:  # Paddle's own words are of a blocking queue
+                raise RuntimeError("a process that reads the data has ended: killed, or out of memory?") from error
+            kind = next(iter(batch)) if isinstance(batch, dict) else None
+            if kind in _RAISED:
+                message = batch[kind].numpy().astype(np.uint8).tobytes().decode()[1:]
+                raise _RAISED[kind](message) from caught.error
+            yield batch
+    finally:
+        iterator._try_shutdown_all()
 
 
 class IterationSampler(paddle.io.BatchSampler):

@@ -6,12 +6,12 @@ import contextlib
 from typing import Any
 
 import numpy as np
-from paddleseg.core import infer
 from tqdm import tqdm
 
 from paddle_vheat._paddle import paddle
-from paddle_vheat.engine.data import plain_worker_errors
+from paddle_vheat.engine.data import load_batches
 from paddle_vheat.engine.metrics import SegmentationScores, confusion_matrix
+from paddle_vheat.integrations.paddleseg import infer
 
 
 class _Share(paddle.io.Dataset):
@@ -117,13 +117,13 @@ def evaluate(
     """
     rank, ranks = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
     share = _Share(dataset, rank, ranks)
-    loader = paddle.io.DataLoader(share, batch_size=1, shuffle=False, num_workers=num_workers)
+    loader = load_batches(share, num_workers, batch_size=1, shuffle=False)
     matrix = np.zeros((len(class_names), len(class_names)), np.int64)
     was_training = model.training
     model.eval()
     try:
         bar = tqdm(loader, desc="evaluating", unit="img", disable=None if progress and rank == 0 else True)
-        with paddle.no_grad(), plain_worker_errors():
+        with paddle.no_grad():
             for image, label, undo, index in bar:
                 steps = undo_list(undo.numpy()[0])
                 try:

@@ -13,10 +13,12 @@ import numpy as np
 import yaml
 
 from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat.config import ConfigError
 from paddle_vheat.engine.checkpoint import replace_folder
 from paddle_vheat.models.vheat import MIN_SIZE, VHeat, fold_model
 
 OUTPUT_OPS = ("argmax", "softmax", "none")
+EXPORT_FILES = ("model.json", "model.pdmodel", "model.pdiparams", "model.pdiparams.info", "deploy.yaml")
 # Differences of float32 results whose operations are reordered: some 1e-6 per layer over about a hundred
 # layers, relative to the largest logit.
 TOLERANCE = 1e-3
@@ -26,8 +28,13 @@ class ExportError(RuntimeError):
     """The exported model does not do what the trained one does."""
 
 
+def _first(output: Any) -> Any:
+    """A segmentation model's logits are the first of a list, a classifier's are all it gives."""
+    return output[0] if isinstance(output, (list, tuple)) else output
+
+
 class _Exported(nn.Layer):
-    """A segmentation model with one output, and what is done to it."""
+    """A model with one output, and what is done to it."""
 
     def __init__(self, model: Any, output_op: str) -> None:
         super().__init__()
@@ -35,7 +42,7 @@ class _Exported(nn.Layer):
         self.output_op = output_op
 
     def forward(self, x: Any) -> Any:
-        logits = self.model(x)[0]
+        logits = _first(self.model(x))
         if self.output_op == "argmax":
             return paddle.argmax(logits, axis=1, dtype="int32")
         return F.softmax(logits, axis=1) if self.output_op == "softmax" else logits
@@ -133,7 +140,7 @@ def compare(
         run = load_runtime(folder, onednn=runtime.endswith("oneDNN"))
         for array in inputs:
             with paddle.no_grad():
-                logits = model(paddle.to_tensor(array))[0].numpy()
+                logits = _first(model(paddle.to_tensor(array))).numpy()
             size = (array.shape[2], array.shape[3])
             differences.append(Difference(runtime, size, _difference(run(array), logits, output_op)))
     return differences
@@ -145,7 +152,7 @@ def check_inputs(task: Any, shape: Sequence[Any]) -> list[np.ndarray]:
     batch = shape[0] or 1
     sizes = [(shape[2], shape[3])] if shape[2] else [(128, 160), (97, 203)]
     inputs = [rng.standard_normal((batch, shape[1], *size)).astype(np.float32) for size in sizes]
-    with contextlib.suppress(FileNotFoundError):  # an export does not need the data
+    with contextlib.suppress(FileNotFoundError, ConfigError):  # an export does not need the data
         image = task.val_dataset[0]["img"][None].astype(np.float32)
         if shape[2]:
             fitted = paddle.to_tensor(image)
@@ -185,8 +192,11 @@ def export_model(
     if output_op not in OUTPUT_OPS:
         raise ValueError(f"--output_op: expected one of {', '.join(OUTPUT_OPS)}, got {output_op!r}")
     save_dir = Path(save_dir)
-    if save_dir.is_dir() and any(save_dir.iterdir()) and not (save_dir / "deploy.yaml").is_file():
-        raise ValueError(f"{save_dir} holds other files and no earlier export; give an empty or new folder")
+    if save_dir.exists() and not save_dir.is_dir():
+        raise ValueError(f"{save_dir} is a file; give an empty or new folder")
+    foreign = sorted(p.name for p in save_dir.iterdir() if p.name not in EXPORT_FILES) if save_dir.is_dir() else []
+    if foreign:
+        raise ValueError(f"{save_dir} holds {foreign[0]}, which is no part of an export; give an empty or new folder")
     shape = parse_input_shape(input_shape)
     model = task.model
     model.eval()
@@ -229,11 +239,10 @@ def export_model(
 
 
 def _deploy_yaml(task: Any, folder: Path, shape: list[int | None], output_op: str, onednn_ok: bool) -> str:
-    transforms = (task.config.get("val_dataset") or {}).get("transforms") or [{"type": "Normalize"}]
     deploy = {
         "model": _model_file(folder),
         "params": "model.pdiparams",
-        "transforms": transforms,
+        "transforms": task.export_transforms,
         "input_shape": [side or -1 for side in shape],
         "output_op": output_op,
         "output_dtype": "int32" if output_op == "argmax" else "float32",

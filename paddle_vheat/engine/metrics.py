@@ -12,7 +12,7 @@ def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int
     """Pixel counts, int64 (num_classes, num_classes), row = label, column = prediction.
 
     Raises:
-        ValueError: if a label is neither a class nor ``ignore``, or the shapes differ.
+        ValueError: if a label is neither a class nor ``ignore``, a prediction is no class, or the shapes differ.
     """
     if label.shape != prediction.shape:
         raise ValueError(f"label {label.shape} and prediction {prediction.shape} differ in shape")
@@ -23,6 +23,9 @@ def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int
         raise ValueError(
             f"label value {int(label[wrong][0])} is outside 0 to {num_classes - 1} and is not {ignore} (ignored)"
         )
+    if prediction.size and (prediction.min() < 0 or prediction.max() >= num_classes):
+        worst = prediction.min() if prediction.min() < 0 else prediction.max()
+        raise ValueError(f"prediction {int(worst)} is outside 0 to {num_classes - 1}")
     counts = np.bincount(label * num_classes + prediction, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def list_images(source: str | Path) -> list[tuple[Path, Path]]:
     """(file, path relative to the source) of the images in a file, a folder, or a list file.
 
     A list file has one image per line, relative to the list's folder or absolute; what follows the first space
-    (a label) is not used.
+    (a label) is not used. The relative path of an image that is not below the list's folder is its name.
 
     Raises:
         FileNotFoundError: if the source, or an image in the list, does not exist.
@@ -46,7 +47,8 @@ def list_images(source: str | Path) -> list[tuple[Path, Path]]:
             path = source.parent / name
             if not path.is_file():
                 raise FileNotFoundError(f"{source}, line {number}: no such image: {path}")
-            pairs.append((path, Path(name) if not Path(name).is_absolute() else Path(path.name)))
+            inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+            pairs.append((path, Path(name) if inside else Path(path.name)))
     else:
         raise FileNotFoundError(f"no such image, folder or list: {source}")
     if not pairs:
@@ -99,15 +101,36 @@ def predict_folder(
     save_dir = Path(save_dir)
     palette = task.palette
     model.eval()
-    for path, relative in tqdm(images, desc="predicting", unit="img", disable=None):
+    names = picture_names(images)
+    for (path, _), name in zip(tqdm(images, desc="predicting", unit="img", disable=None), names):
         image = read_image(path)
-        classes = predict_classes(task, model, image, **options)
-        pseudo = Image.fromarray(classes.astype(np.uint8), mode="P")
-        pseudo.putpalette(palette.reshape(-1).tolist())
-        _write_png(save_dir / "pseudo_color_prediction" / relative.with_suffix(".png"), pseudo)
+        try:
+            classes = predict_classes(task, model, image, **options)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        pseudo = Image.fromarray(classes.astype(np.uint8))
+        pseudo.putpalette(palette.reshape(-1).tolist())  # makes it a picture of mode P
+        _write_png(save_dir / "pseudo_color_prediction" / name, pseudo)
         added = overlay(image[..., ::-1], colourise(classes, palette))
-        _write_png(save_dir / "added_prediction" / relative.with_suffix(".png"), Image.fromarray(added))
+        _write_png(save_dir / "added_prediction" / name, Image.fromarray(added))
     return save_dir
+
+
+def picture_names(images: Sequence[tuple[Path, Path]]) -> list[Path]:
+    """Where each image's pictures go: its relative path as ``.png``, with the old suffix kept where two would be one.
+
+    Raises:
+        ValueError: if two images would still have the same name.
+    """
+    short = [relative.with_suffix(".png") for _, relative in images]
+    taken = Counter(short)
+    names = [r.with_name(f"{r.name}.png") if taken[s] > 1 else s for (_, r), s in zip(images, short)]
+    seen: dict[Path, Path] = {}
+    for (path, _), name in zip(images, names):
+        if name in seen:
+            raise ValueError(f"{seen[name]} and {path} would both be written as {name}; predict them one by one")
+        seen[name] = path
+    return names
 
 
 def triptych(task: Any, model: Any, index: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from paddle_vheat.engine.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from paddle_vheat.engine.data import IterationSampler, SeededDataset, derived_seed
+from paddle_vheat.engine.data import IterationSampler, SeededDataset, derived_seed, load_batches
 from paddle_vheat.engine.ema import ExponentialMovingAverage
 from paddle_vheat.weights.loading import load_state, save_weights, write_atomically
 
@@ -71,9 +71,13 @@ class Trainer:
     def __init__(self, task: Any, options: TrainOptions) -> None:
         self.task = task
         self.options = options
-        for name in ("iters", "batch_size", "save_interval", "log_iters", "accumulation"):
-            if getattr(options, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
+        lowest = dict.fromkeys(("iters", "batch_size", "save_interval", "log_iters", "accumulation"), 1)
+        for name, least in {**lowest, "seed": 0, "num_workers": 0, "keep_checkpoint_max": 0}.items():
+            value = getattr(options, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if options.early_stop_intervals is not None and options.early_stop_intervals < 1:
+            raise ValueError(f"early_stop_intervals must be at least 1, got {options.early_stop_intervals}")
         self.save_dir = Path(options.save_dir)
         self.rank = paddle.distributed.get_rank()
         self.ranks = paddle.distributed.get_world_size()
@@ -100,11 +104,14 @@ class Trainer:
                 )
             if options.precision == "fp16":
                 self.scaler = paddle.amp.GradScaler(init_loss_scaling=1024)
-        self.ema = ExponentialMovingAverage(self.model, options.ema_decay) if options.use_ema else None
+        self.ema = (
+            ExponentialMovingAverage(self.model, options.ema_decay, task.ema_warm_up) if options.use_ema else None
+        )
         self.iteration = 0
         self.best: dict[str, dict[str, float]] = {}
         self.stale_intervals = 0
         self.stop_signal: int | None = None
+        self.stopping = False
         self._bar: Any = None
         self._vdl: Any = None
 
@@ -170,11 +177,12 @@ class Trainer:
                                 f"stopped early: no better {self.task.score_name} for {self.stale_intervals} intervals"
                             )
                             break
-                    elif self.stop_signal is not None:
+                    elif self.stopping:
+                        self._synchronise()
                         self._save()
-                    if self.stop_signal is not None and not last:
+                    if self.stopping and not last:
                         stopped = "signal"
-                        name = signal.Signals(self.stop_signal).name
+                        name = signal.Signals(self.stop_signal or signal.SIGTERM).name
                         self.say(f"{name}: saved at iteration {self.iteration}; continue with --resume_model auto")
                         break
             finally:
@@ -198,7 +206,7 @@ class Trainer:
             rank=self.rank,
             ranks=self.ranks,
         )
-        loader = iter(paddle.io.DataLoader(dataset, batch_sampler=sampler, num_workers=options.num_workers))
+        loader = load_batches(dataset, options.num_workers, batch_sampler=sampler)
         self._bar = tqdm(
             total=options.iters,
             initial=self.iteration,
@@ -220,6 +228,7 @@ class Trainer:
         losses: list[Any] = []
         for i, batch in enumerate(batches):
             # Gradients are exchanged between processes once, with the last batch.
+            batch = self.task.prepare_batch(batch, derived_seed(options.seed, self.iteration, self.rank, i + 1))
             silent = self.ranks > 1 and i < len(batches) - 1
             with network.no_sync() if silent else contextlib.nullcontext():
                 with self.autocast():
@@ -243,7 +252,24 @@ class Trainer:
         self.iteration += 1
         if self.ema is not None:
             self.ema.update(self.iteration)
+        self.stopping = self._agree_to_stop()
         self._log(losses, rate, batches)
+
+    def _agree_to_stop(self) -> bool:
+        """Whether a signal asks to stop after this iteration.
+
+        It reaches the processes of a distributed run in different iterations. So they ask each other, and only
+        as often as they log: asking waits for all that a GPU has queued.
+        """
+        options = self.options
+        if self.ranks == 1:
+            return self.stop_signal is not None
+        if self.iteration % options.log_iters and self.iteration % options.save_interval:
+            return False
+        number = paddle.to_tensor([self.stop_signal or 0])
+        paddle.distributed.all_reduce(number, op=paddle.distributed.ReduceOp.MAX)
+        self.stop_signal = int(number) or None
+        return self.stop_signal is not None
 
     # --- logging --------------------------------------------------------------------------------
 
@@ -259,7 +285,7 @@ class Trainer:
         self._log_losses.extend(losses)
         self._log_images += sum(len(batch["index"]) for batch in batches) * self.ranks
         due = self.iteration % options.log_iters == 0 or self.iteration % options.save_interval == 0
-        if not due and self.iteration != options.iters and self.stop_signal is None:
+        if not due and self.iteration != options.iters and not self.stopping:
             return
         # The losses are read only here: on a GPU, each reading waits for all that was queued.
         values = [float(loss) for loss, _ in self._log_losses]
@@ -296,6 +322,7 @@ class Trainer:
 
     def _interval(self) -> None:
         """Evaluate, keep the best, save."""
+        self._synchronise()
         if self.options.do_eval:
             improved = self._evaluate("best_model", "model.pdparams", "Evaluate")
             if self.ema is not None:
@@ -339,6 +366,20 @@ class Trainer:
             self.save_dir / folder / "metrics.json", lambda path: Path(path).write_text(text, encoding="utf-8")
         )
 
+    def _synchronise(self) -> None:
+        """Give every process the buffers of process 0, which are those that are saved.
+
+        Without SyncBatchNorm (on the CPU) each has the running statistics of its own share of the data.
+        """
+        if self.ranks == 1:
+            return
+        parameters = {name for name, _ in self.model.named_parameters()}
+        states = [self.model.state_dict()] + ([self.ema.state_dict()] if self.ema is not None else [])
+        for state in states:
+            for name, value in state.items():
+                if name not in parameters:
+                    paddle.distributed.broadcast(value, src=0)
+
     def _should_stop_early(self) -> bool:
         patience = self.options.early_stop_intervals
         return bool(patience) and self.options.do_eval and self.stale_intervals >= int(patience or 0)
@@ -355,6 +396,7 @@ class Trainer:
         state = {
             "best": self.best,
             "stale_intervals": self.stale_intervals,
+            "optimizer": type(self.optimizer).__name__,
             "lr_scheduler": _plain(self.scheduler.state_dict()),
             "scaler": {k: _plain(v) for k, v in self.scaler.state_dict().items()} if self.scaler else None,
             "options": asdict(self.options),
@@ -367,7 +409,7 @@ class Trainer:
             },
         }
         folder = save_checkpoint(self.save_dir, self.iteration, arrays, state)
-        prune_checkpoints(self.save_dir, self.options.keep_checkpoint_max)
+        prune_checkpoints(self.save_dir, self.options.keep_checkpoint_max, self.iteration)
         self.say(f"saved {folder}")
 
     def _resume(self, where: str) -> None:
@@ -381,6 +423,9 @@ class Trainer:
                 return
         assert folder is not None
         state, arrays = read_checkpoint(folder)
+        kind = type(self.optimizer).__name__
+        if state.get("optimizer", kind) != kind:
+            raise CheckpointError(f"{folder}: was saved with {state['optimizer']}, and this run is with {kind}")
         if "model.pdopt" not in arrays or "model.pdparams" not in arrays:
             raise CheckpointError(f"{folder}: holds no model and optimizer to resume from")
         if state["iteration"] >= self.options.iters:
@@ -389,7 +434,10 @@ class Trainer:
             )
         load_state(self.model, arrays["model.pdparams"], str(folder / "model.pdparams"))
         restore_optimizer(self.optimizer, self.model, arrays["model.pdopt"])
-        self.scheduler.set_state_dict(state["lr_scheduler"])
+        with warnings.catch_warnings():
+            # LinearWarmup says so of its own state, always.
+            warnings.filterwarnings("ignore", "There are some unused values in state_dict")
+            self.scheduler.set_state_dict(state["lr_scheduler"])
         if self.scaler and state.get("scaler"):
             self.scaler.load_state_dict({k: np.asarray(v) for k, v in state["scaler"].items()})
         if self.ema is not None:

@@ -14,8 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from paddleseg.core import infer as infer
 from paddleseg.cvlibs import Config, SegBuilder, manager
+from paddleseg.transforms import Compose as Compose
 from paddleseg.utils import logger
+from paddleseg.utils.visualize import get_color_map_list as get_color_map_list
 
 from paddle_vheat.integrations._paddleseg_mends import apply_mends
 from paddle_vheat.models import VARIANTS, UPerNet, VHeat

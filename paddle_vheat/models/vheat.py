@@ -45,7 +45,7 @@ VARIANTS: dict[str, Variant] = {
 
 def size_pair(size: int | Sequence[int], name: str = "img_size") -> tuple[int, int]:
     """(height, width) from an int or a pair, each at least ``MIN_SIZE``."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
     if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
         raise ValueError(f"{name}: expected an int or (height, width) in pixels, got {size!r}")
     if min(pair) < MIN_SIZE:

@@ -12,6 +12,7 @@ This is ``scipy.fft.dct(type=2, norm="ortho")``; the inverse is multiplication b
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,8 @@ Tensor = Any  # paddle.Tensor; in a static graph, its symbolic counterpart
 # sized images adds two per stage and size. 128 matrices of 256 x 256 float32 are 32 MiB.
 CACHE_LIMIT = 128
 _cache: OrderedDict[tuple[int, str, str], Tensor] = OrderedDict()
+_cache_lock = threading.Lock()
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def _dtype_name(dtype: Any) -> str:
@@ -50,13 +53,16 @@ def _basis_graph(n: Tensor | int, dtype: str) -> Tensor:
     count = paddle.to_tensor(n, dtype="int64") if isinstance(n, int) else n.astype("int64").reshape([])
     index = paddle.arange(0, count, 1, dtype="int64")
     phase = paddle.mod(index.unsqueeze(1) * (2 * index.unsqueeze(0) + 1), 4 * count)
-    size = count.astype("float32")
+    working = "float64" if dtype == "float64" else "float32"
+    size = count.astype(working)
     scale = paddle.where(
         index.unsqueeze(1) == 0,
         paddle.sqrt(1.0 / size),
         paddle.sqrt(2.0 / size),
     )
-    return (scale * paddle.cos(phase.astype("float32") * (math.pi / 2) / size)).astype(dtype)
+    # A graph keeps a Python number as a float32 attribute of the operation; pi must be a tensor to be exact.
+    quarter_turn = paddle.full([], math.pi / 2, working)
+    return (scale * paddle.cos(phase.astype(working) * quarter_turn / size)).astype(dtype)
 
 
 def cosine_basis(n: int | Tensor, dtype: Any = "float32") -> Tensor:
@@ -71,32 +77,39 @@ def cosine_basis(n: int | Tensor, dtype: Any = "float32") -> Tensor:
         dtype: floating-point dtype of the result.
 
     Returns:
-        Tensor (n, n) whose row ``m`` is mode ``m``; ``basis @ x`` transforms, ``basis.T @ X`` inverts.
+        Tensor (n, n) whose row ``m`` is mode ``m``; ``basis @ x`` transforms, ``basis.T @ X`` inverts. It is the
+        cached one: not to be written to.
 
     Raises:
-        ValueError: if ``n`` is an int below 1.
+        ValueError: if ``n`` is below 1 (a tensor in a static graph is not checked).
+        TypeError: if ``dtype`` is not a floating-point one.
     """
     name = _dtype_name(dtype)
-    if isinstance(n, int) and n < 1:
-        raise ValueError(f"cosine_basis: the number of samples must be at least 1, got {n}")
-    if not paddle.in_dynamic_mode():
+    if name not in _FLOATS:
+        raise TypeError(f"cosine_basis: expected a floating-point dtype, got {name}")
+    dynamic = paddle.in_dynamic_mode()
+    if dynamic or isinstance(n, (int, np.integer)):
+        n = int(n)
+        if n < 1:
+            raise ValueError(f"cosine_basis: the number of samples must be at least 1, got {n}")
+    if not dynamic:
         return _basis_graph(n, name)
-    n = int(n)
     key = (n, name, str(paddle.framework._current_expected_place()))
-    basis = _cache.get(key)
-    if basis is None:
-        # The cast goes through float32 because NumPy has no bfloat16.
-        values = _basis_numpy(n)
-        if name == "float64":
-            basis = paddle.to_tensor(values, dtype="float64")
+    with _cache_lock:
+        basis = _cache.get(key)
+        if basis is None:
+            # The cast goes through float32 because NumPy has no bfloat16.
+            values = _basis_numpy(n)
+            if name == "float64":
+                basis = paddle.to_tensor(values, dtype="float64")
+            else:
+                basis = paddle.to_tensor(values.astype(np.float32)).astype(name)
+            basis.stop_gradient = True
+            _cache[key] = basis
+            while len(_cache) > CACHE_LIMIT:
+                _cache.popitem(last=False)
         else:
-            basis = paddle.to_tensor(values.astype(np.float32)).astype(name)
-        basis.stop_gradient = True
-        _cache[key] = basis
-        while len(_cache) > CACHE_LIMIT:
-            _cache.popitem(last=False)
-    else:
-        _cache.move_to_end(key)
+            _cache.move_to_end(key)
     return basis
 
 
@@ -134,7 +147,7 @@ def _apply(matrix: Tensor, x: Tensor, axis: int, transpose: bool) -> Tensor:
 def _check_axis(x: Tensor, axis: int, caller: str) -> None:
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"{caller}: axis {axis} is out of range for an input of {x.ndim} axes {list(x.shape)}")
-    if _dtype_name(x.dtype) not in ("float16", "bfloat16", "float32", "float64"):
+    if _dtype_name(x.dtype) not in _FLOATS:
         raise TypeError(f"{caller}: expected a floating-point input, got {_dtype_name(x.dtype)}")
 
 

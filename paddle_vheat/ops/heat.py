@@ -16,14 +16,15 @@ from paddle_vheat.ops.dct import cosine_basis, is_empty, known_size, size_of
 Tensor = Any
 
 
-def squared_frequencies(height: int | Tensor, width: int | Tensor) -> Tensor:
-    """w_n^2 + w_m^2 of every mode, float32 (H, W, 1); w runs over [0, pi) at every resolution."""
+def squared_frequencies(height: int | Tensor, width: int | Tensor, dtype: Any = "float32") -> Tensor:
+    """w_n^2 + w_m^2 of every mode, (H, W, 1); w runs over [0, pi) at every resolution."""
 
     def squares(n: int | Tensor) -> Tensor:
-        # torch and Paddle agree on arange; int64 first because some deployments lack a float range.
-        count = paddle.arange(0, n, 1, dtype="int64").astype("float32")
-        size = float(n) if isinstance(n, int) else n.astype("float32")
-        return (count * (math.pi / size)) ** 2
+        # int64 first because some deployments lack a float range
+        count = paddle.arange(0, n, 1, dtype="int64").astype(dtype)
+        size = float(n) if isinstance(n, int) else n.astype(dtype)
+        pi = paddle.full([], math.pi, dtype)  # a graph would round a Python number to float32
+        return (count * (pi / size)) ** 2
 
     return (squares(height).unsqueeze(1) + squares(width).unsqueeze(0)).unsqueeze(-1)
 
@@ -45,16 +46,16 @@ def heat_decay(thermal_diffusivity: Tensor) -> Tensor:
     with paddle.amp.auto_cast(enable=False):
         if k.dtype != paddle.float64:
             k = k.astype("float32")
-        squares = squared_frequencies(size_of(k, 0), size_of(k, 1)).astype(k.dtype)
-        return paddle.exp(-k * squares)
+        return paddle.exp(-k * squared_frequencies(size_of(k, 0), size_of(k, 1), k.dtype))
 
 
-def _dct_plate(x: Tensor, rows: Tensor, columns: Tensor, inverse: bool) -> Tensor:
+def _dct_plate(x: Tensor, inverse: bool) -> Tensor:
     """DCT-II (or its inverse) over the two middle axes of (B, H, W, C).
 
     Channels last makes both passes plain matrix products without a transposition: over H the row (W, C) is
     one long vector, over W each row of the plate is a (W, C) matrix.
     """
+    rows, columns = cosine_basis(size_of(x, 1), x.dtype), cosine_basis(size_of(x, 2), x.dtype)
     width, channels = known_size(x, 2), x.shape[3]
     flat = x.reshape([0, 0, -1 if width is None else width * channels])
     half = paddle.matmul(rows, flat, transpose_x=inverse)
@@ -62,33 +63,27 @@ def _dct_plate(x: Tensor, rows: Tensor, columns: Tensor, inverse: bool) -> Tenso
     return paddle.matmul(columns, half, transpose_x=inverse)
 
 
-class _Conduct(paddle.autograd.PyLayer):
-    """Heat conduction that keeps only what its gradient needs: the modes of the input, and the decay."""
+class _Transform(paddle.autograd.PyLayer):
+    """:func:`_dct_plate` that keeps nothing for its gradient, which is the opposite transform.
+
+    It has one differentiable input only: Paddle refuses ``paddle.grad`` with respect to some of a PyLayer's inputs.
+    """
 
     @staticmethod
-    def forward(ctx: Any, heat: Tensor, decay: Tensor) -> Tensor:
-        rows = cosine_basis(heat.shape[1], heat.dtype)
-        columns = cosine_basis(heat.shape[2], heat.dtype)
-        modes = _dct_plate(heat, rows, columns, inverse=False)
-        ctx.save_for_backward(modes, decay)
-        ctx.wanted = not heat.stop_gradient, not decay.stop_gradient
-        return _dct_plate(modes * decay.astype(modes.dtype), rows, columns, inverse=True)
+    def forward(ctx: Any, x: Tensor, inverse: bool) -> Tensor:
+        ctx.inverse, ctx.dtype = inverse, x.dtype
+        return _dct_plate(x, inverse)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        modes, decay = ctx.saved_tensor()
-        gradient_heat = gradient_decay = None
-        # The gradient's own dtype decides: under AMP it may differ from that of the saved modes.
-        rows = cosine_basis(gradient.shape[1], gradient.dtype)
-        columns = cosine_basis(gradient.shape[2], gradient.dtype)
-        # The transform is orthonormal, so the adjoint of the inverse is the transform itself.
-        gradient_modes = _dct_plate(gradient, rows, columns, inverse=False)
-        if ctx.wanted[1]:
-            gradient_decay = (gradient_modes.astype(decay.dtype) * modes.astype(decay.dtype)).sum(axis=0)
-        if ctx.wanted[0]:
-            scaled = gradient_modes * decay.astype(gradient_modes.dtype)
-            gradient_heat = _dct_plate(scaled, rows, columns, inverse=True)
-        return gradient_heat, gradient_decay
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Under AMP the gradient has the dtype of the products, which may not be that of the input.
+        return _transform(gradient, not ctx.inverse).astype(ctx.dtype)
+
+
+def _transform(x: Tensor, inverse: bool) -> Tensor:
+    if paddle.in_dynamic_mode() and not x.stop_gradient:
+        return _Transform.apply(x, inverse)
+    return _dct_plate(x, inverse)
 
 
 def conduct_heat(heat: Tensor, decay: Tensor) -> Tensor:
@@ -117,12 +112,15 @@ def conduct_heat(heat: Tensor, decay: Tensor) -> Tensor:
             )
     if is_empty(heat):
         return heat
-    if paddle.in_dynamic_mode() and not (heat.stop_gradient and decay.stop_gradient):
-        return _Conduct.apply(heat, decay)
-    rows = cosine_basis(size_of(heat, 1), heat.dtype)
-    columns = cosine_basis(size_of(heat, 2), heat.dtype)
-    modes = _dct_plate(heat, rows, columns, inverse=False)
-    return _dct_plate(modes * decay.astype(modes.dtype), rows, columns, inverse=True)
+    modes = _transform(heat, inverse=False)
+    if heat.stop_gradient and decay.stop_gradient:
+        damped = modes * decay.astype(modes.dtype)
+    else:
+        # In half precision, the products of the decay's gradient (mode times gradient of the mode) would overflow.
+        wide = paddle.float64 if paddle.float64 in (modes.dtype, decay.dtype) else paddle.float32
+        with paddle.amp.auto_cast(enable=False):
+            damped = (modes.astype(wide) * decay.astype(wide)).astype(modes.dtype)
+    return _transform(damped, inverse=True)
 
 
 class HeatConduction2D(nn.Layer):

@@ -90,8 +90,8 @@ def _describe_trunk(state: Mapping[str, np.ndarray], prefix: str, path: Path) ->
     found = [re.fullmatch(r"layers\.(\d)\.(\d+)\.norm1\.weight", name) for name in names]
     blocks = [(int(m[1]), int(m[2])) for m in found if m]
     depths = tuple(1 + max((b for s, b in blocks if s == stage), default=-1) for stage in range(4))
-    if min(depths) < 1:
-        raise ConversionError(f"{path}: no vHeat checkpoint: the four stages have {depths} blocks")
+    if min(depths) < 1 or len(blocks) != sum(depths):  # a gap: a name alone must not ask for a million blocks
+        raise ConversionError(f"{path}: no vHeat checkpoint: blocks are missing, the last of the stages are {depths}")
     folded = "layers.0.0.op.k_exp" in names
     first = "layers.0.0.op.k_exp" if folded else "freq_embed.0"
     if f"{prefix}{first}" not in state:

@@ -25,9 +25,7 @@ def cosine(n, dtype):
 def channel_norm(x, weight, bias, epsilon):
     mean = x.mean(axis=1, keepdim=True)
     variance = ((x - mean) ** 2).mean(axis=1, keepdim=True)
-    return (x - mean) / paddle.sqrt(variance + epsilon) * weight.reshape([1, -1, 1, 1]) + bias.reshape(
-        [1, -1, 1, 1]
-    )
+    return (x - mean) / paddle.sqrt(variance + epsilon) * weight.reshape([1, -1, 1, 1]) + bias.reshape([1, -1, 1, 1])
 
 
 class PlainVHeat:

@@ -37,10 +37,7 @@ def test_equals_the_reference(reference_model, size):
         maps = reference_model.backbone(paddle.to_tensor(data[f"{size}/x"]))
         # float32 through about 20 layers; the references are float32 as well
         for i, feature in enumerate(maps):
-            assert (
-                relative_error(sample(feature.numpy(), 6000).reshape(-1), data[f"{size}/feat{i}"].reshape(-1))
-                < 1e-4
-            )
+            assert relative_error(sample(feature.numpy(), 6000).reshape(-1), data[f"{size}/feat{i}"].reshape(-1)) < 1e-4
         logits = reference_model.decode_head(maps)
         assert relative_error(sample(logits.numpy(), 6000).reshape(-1), data[f"{size}/decode"].reshape(-1)) < 1e-4
         auxiliary = reference_model.auxiliary_head(maps[2])

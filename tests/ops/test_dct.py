@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import importlib
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -84,6 +86,8 @@ def test_empty_input_gives_empty_output():
         (lambda x: ops.dct2(x, axes=(1,)), ValueError, "two axes"),
         (lambda x: ops.dct(x.astype("int32")), TypeError, "floating-point"),
         (lambda x: ops.cosine_basis(0), ValueError, "at least 1"),
+        (lambda x: ops.cosine_basis(np.int64(-1)), ValueError, "at least 1"),
+        (lambda x: ops.cosine_basis(4, "int32"), TypeError, "floating-point dtype, got int32"),
     ],
 )
 def test_bad_arguments(call, error, message):
@@ -100,6 +104,20 @@ def test_cache_is_shared_bounded_and_frozen():
         ops.cosine_basis(n)
     assert len(dct_module._cache) == dct_module.CACHE_LIMIT
     assert not any(key[0] == 1 for key in dct_module._cache)  # the oldest went first
+
+
+def test_cache_under_many_threads(monkeypatch):
+    dct_module._cache.clear()
+    monkeypatch.setattr(dct_module, "CACHE_LIMIT", 3)  # so that every thread drops what the others look for
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            sizes = [1 + i % 7 for i in range(4000)]
+            assert [basis.shape[0] for basis in pool.map(ops.cosine_basis, sizes)] == sizes
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(dct_module._cache) <= 3
 
 
 def test_bases_made_without_gradients_serve_training():
@@ -125,6 +143,11 @@ def test_static_graph_computes_the_same_basis():
         expected = scipy.fft.dctn(x.astype(np.float64), norm="ortho", axes=(-2, -1))
         # float32 cosines (1e-7 each) and sums of up to 250 terms.
         assert relative_error(static(paddle.to_tensor(x)).numpy(), expected) < 3e-6
+    spec = [paddle.static.InputSpec([None, 3, None, None], "float64")]
+    static = paddle.jit.to_static(Transform(), input_spec=spec, full_graph=True)
+    x = np.random.default_rng(7).standard_normal((1, 3, 33, 20))
+    expected = scipy.fft.dctn(x, norm="ortho", axes=(-2, -1))
+    assert relative_error(static(paddle.to_tensor(x)).numpy(), expected) < EXACT
 
 
 def test_layers_carry_no_basis():

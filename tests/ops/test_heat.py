@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import scipy.fft
@@ -9,6 +11,8 @@ import scipy.fft
 from paddle_vheat import ops
 from paddle_vheat._paddle import paddle
 from tests.conftest import golden, relative_error, sample
+
+heat_module = importlib.import_module("paddle_vheat.ops.heat")
 
 
 def conduct_reference(heat, decay):
@@ -82,8 +86,8 @@ def test_conduction_equals_scipy_in_float64(plate):
     decay = np.exp(-k * (rows[:, None] ** 2 + columns[None, :] ** 2)[..., None])
     ours = ops.heat_decay(tensor(k))
     assert ours.dtype == paddle.float64
-    # the frequencies are float32 numbers (6e-8), times k w^2 of up to 60 in the exponent, where the decay is tiny
-    assert relative_error(ours.numpy(), decay) < 1e-6
+    # an exponent k w^2 of up to 60, rounded to 1e-16 of it
+    assert relative_error(ours.numpy(), decay) < 1e-13
     assert relative_error(ops.conduct_heat(tensor(heat), tensor(decay)).numpy(), conduct_reference(heat, decay)) < 1e-13
 
 
@@ -141,6 +145,37 @@ def test_gradient_of_only_one_input(trainable):
     decay = tensor(np.full((4, 4, 2), 0.5, np.float32), trainable[1])
     ops.conduct_heat(heat, decay).sum().backward()
     assert [t.grad is not None for t in (heat, decay)] == list(trainable)
+
+
+def test_gradients_of_a_chosen_input_and_second_gradients():
+    rng = np.random.default_rng(8)
+    heat, decay = tensor(rng.standard_normal((2, 5, 4, 3)), True), tensor(rng.uniform(0, 1, (5, 4, 3)), True)
+
+    def plain(heat, decay):
+        return ops.idct2(ops.dct2(heat, (1, 2)) * decay, (1, 2))
+
+    results = []
+    for function in (ops.conduct_heat, plain):
+        loss = (function(heat, decay) ** 3).sum()
+        alone = [paddle.grad(loss, [x], retain_graph=True)[0] for x in (heat, decay)]
+        (penalized,) = paddle.grad(loss, [heat], create_graph=True)
+        second = paddle.grad((penalized**2).sum(), [heat, decay])
+        results.append([x.numpy() for x in (*alone, *second)])
+    for mine, theirs in zip(*results):
+        assert relative_error(mine, theirs) < 1e-12
+
+
+def test_half_precision_input_keeps_its_type_and_a_wide_product():
+    # The CPU multiplies no half-precision matrices; what surrounds the products is looked at in their place.
+    heat = tensor(np.full((1, 2, 2, 1), 60000, np.float16), True)
+    decay = tensor(np.ones((2, 2, 1), np.float32), True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heat_module, "_dct_plate", lambda x, inverse: x * 1)
+        out = ops.conduct_heat(heat, decay)
+        (out.astype("float32") * 1000).sum().backward()
+    assert [x.dtype for x in (out, heat.grad, decay.grad)] == [paddle.float16, paddle.float16, paddle.float32]
+    # 60000 * 1000 is far beyond 65504, the largest number of half precision
+    assert np.array_equal(decay.grad.numpy(), np.full((2, 2, 1), 6e7, np.float32))
 
 
 def test_keeps_only_the_modes_and_the_decay():

@@ -17,6 +17,7 @@ from paddle_vheat.data.batch_ops import BatchTransform, build_batch_ops
 from paddle_vheat.data.digits import Digits
 from paddle_vheat.data.image_ops import Pipeline, build_ops, pipeline
 from paddle_vheat.data.imagenet import ImageNetDataset
+from paddle_vheat.engine.data import load_batches
 from paddle_vheat.engine.schedules import WarmupCosine
 from paddle_vheat.models import VARIANTS, VHeat, VHeatClassifier, create_model
 from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights, write_atomically
@@ -305,7 +306,7 @@ class ClassificationTask:
         rank, ranks = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
         share = paddle.io.Subset(self.val_dataset, list(range(rank, len(self.val_dataset), ranks)))
         size = int(self._get("DataLoader.Eval.sampler.batch_size"))
-        loader = paddle.io.DataLoader(share, batch_size=size, shuffle=False, num_workers=num_workers)
+        loader = load_batches(share, num_workers, batch_size=size, shuffle=False)
         topk = [min(k, self.num_classes) for k in self._topk]
         counts = np.zeros(len(topk) + 2)  # right answers per k, sum of losses, images
         was_training = model.training

@@ -207,17 +207,13 @@ class SegmentationTask:
         """RGB of each class, uint8 (num_classes, 3): Cityscapes' own, else PaddleSeg's general one."""
         if (self.config.get("val_dataset") or {}).get("type") == "Cityscapes":
             return np.array(CITYSCAPES_PALETTE, np.uint8)
-        from paddleseg.utils.visualize import get_color_map_list
-
-        return np.array(get_color_map_list(self.num_classes), np.uint8).reshape(-1, 3)[: self.num_classes]
+        return np.array(seg.get_color_map_list(self.num_classes), np.uint8).reshape(-1, 3)[: self.num_classes]
 
     @property
     def val_transforms(self) -> Any:
         """Transforms of evaluation: dict with "img" (path or BGR array) -> dict with "img" (3, H, W)."""
-        from paddleseg.transforms import Compose
-
         channels = int((self.config.get("val_dataset") or {}).get("img_channels", 3))
-        return Compose(self._clear(lambda: self._builder.val_transforms), img_channels=channels)
+        return seg.Compose(self._clear(lambda: self._builder.val_transforms), img_channels=channels)
 
     def check_sample(self, index: int, item: dict[str, Any]) -> None:
         """Raise on a training sample with labels that are no classes, naming the file."""

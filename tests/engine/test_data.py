@@ -1,0 +1,186 @@
+"""The order of the data and its augmentation: functions of the seed and the position alone."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from paddle_vheat.engine.data import IterationSampler, SeededDataset, derived_seed
+from tests.conftest import paddle
+from tests.engine import tiny
+
+
+def sampled(**arguments) -> list[list[tuple[int, int]]]:
+    defaults = {"length": 7, "batch_size": 3, "iters": 14, "seed": 1}
+    return list(IterationSampler(**{**defaults, **arguments}))
+
+
+def flat(batches) -> list[tuple[int, int]]:
+    return [sample for batch in batches for sample in batch]
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(7, 3), (8, 4), (5, 12), (1, 2)])
+def test_every_epoch_is_a_permutation(length, batch_size):
+    iters = 6 * length // batch_size + 6
+    samples = flat(sampled(length=length, batch_size=batch_size, iters=iters))
+    assert [position for position, _ in samples] == list(range(iters * batch_size))
+    epochs = [[i for _, i in samples[start : start + length]] for start in range(0, len(samples), length)]
+    assert len(epochs) > 5
+    for epoch in epochs[:-1]:  # the last may be cut by the end of the training
+        assert sorted(epoch) == list(range(length))
+    assert len(set(epochs[-1])) == len(epochs[-1])
+
+
+def test_epochs_and_seeds_differ():
+    def orders(seed):
+        samples = flat(sampled(length=40, batch_size=40, iters=3, seed=seed))
+        return [tuple(i for _, i in samples[k : k + 40]) for k in (0, 40, 80)]
+
+    assert len({*orders(1), *orders(2), tuple(range(40))}) == 7
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_out_what_one_process_would_see(ranks):
+    shares = [sampled(length=11, iters=8, rank=rank, ranks=ranks) for rank in range(ranks)]
+    alone = sampled(length=11, iters=8, batch_size=3 * ranks)
+    together = [sum(batches, []) for batches in zip(*shares)]
+    assert together == alone
+    positions = [{position for position, _ in flat(share)} for share in shares]
+    assert sum(len(part) for part in positions) == len(set().union(*positions)) == 8 * 3 * ranks
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 13, 14])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_batches_do_not_depend_on_the_start(start, ranks):
+    for rank in range(ranks):
+        whole = sampled(rank=rank, ranks=ranks)
+        sampler = IterationSampler(7, 3, 14, 1, start=start, rank=rank, ranks=ranks)
+        assert list(sampler) == whole[start:]
+        assert len(sampler) == len(whole) - start
+
+
+def test_an_empty_data_set_is_an_error():
+    with pytest.raises(ValueError, match="training set is empty"):
+        IterationSampler(0, 1, 1, 0)
+
+
+def test_derived_seeds_differ():
+    seeds = {derived_seed(seed, position) for seed in range(30) for position in range(100)}
+    assert len(seeds) > 2990  # 3000 draws from 2^32: two equal ones have a chance of 1 in 1000
+    assert derived_seed(1, 2) == derived_seed(1, 2) != derived_seed(2, 1)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+class Noisy(paddle.io.Dataset):
+    """Draws from both of the global generators that PaddleSeg's augmentation uses."""
+
+    def __init__(self, fail: bool = False) -> None:
+        super().__init__()
+        self.fail = fail
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index):
+        draws = np.array([index, random.random(), np.random.rand()])
+        if self.fail:
+            raise ValueError("cannot be read")
+        return {"img": draws, "trans_info": [("resize", (1, 1))]}
+
+
+def global_states() -> tuple:
+    kind, keys, *rest = np.random.get_state()
+    return random.getstate(), kind, keys.tolist(), rest
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_global_random_states_are_untouched(fail):
+    random.seed(9)
+    np.random.seed(9)
+    np.random.randn()  # leaves half of a pair behind, which is part of the state
+    before = global_states()
+    dataset = SeededDataset(Noisy(fail), seed=1)
+    if fail:
+        with pytest.raises(ValueError, match="cannot be read"):
+            dataset[(5, 1)]
+    else:
+        dataset[(5, 1)]
+    assert global_states() == before
+
+
+def test_augmentation_is_of_the_seed_and_the_position():
+    def draws(seed, position, index=1):
+        return SeededDataset(Noisy(), seed)[(position, index)]["img"].tolist()
+
+    assert draws(1, 5) == draws(1, 5)
+    assert draws(1, 5)[1:] == draws(1, 5, index=2)[1:]
+    different = [draws(1, 5)[1:], draws(1, 6)[1:], draws(2, 5)[1:], draws(2, 6)[1:]]
+    assert len({tuple(pair) for pair in different}) == 4
+
+
+def test_items_hold_arrays_and_the_index():
+    item = SeededDataset(Noisy(), 1)[(5, 3)]
+    assert sorted(item) == ["img", "index"]
+    assert item["index"] == 3
+    assert item["index"].dtype == np.int64
+
+
+def test_a_check_sees_every_sample():
+    seen = []
+    dataset = SeededDataset(Noisy(), 1, check=lambda index, item: seen.append((index, item["img"][0])))
+    dataset[(9, 3)]
+    assert seen == [(3, 3.0)]
+
+
+def batches(task, workers: int, start: int = 0, iters: int = 7, seed: int = 4) -> list[dict[str, np.ndarray]]:
+    dataset = SeededDataset(task.train_dataset, seed)
+    sampler = IterationSampler(len(dataset), 2, iters, seed, start=start)
+    loader = paddle.io.DataLoader(dataset, batch_sampler=sampler, num_workers=workers)
+    return [{name: value.numpy() for name, value in batch.items()} for batch in loader]
+
+
+def assert_equal_batches(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs):
+        assert sorted(a) == sorted(b) == ["img", "index", "label"]
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.fixture(scope="module")
+def task(cityscapes):
+    return tiny.make_task(tiny.cityscapes_config(cityscapes))
+
+
+@pytest.fixture(scope="module")
+def reference(task):
+    return batches(task, workers=0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_augmented_batches_do_not_depend_on_the_workers(task, reference, workers):
+    assert_equal_batches(batches(task, workers), reference)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmented_batches_of_a_resumed_run(task, reference, workers):
+    assert_equal_batches(batches(task, workers, start=3), reference[3:])
+
+
+def test_an_image_is_augmented_differently_in_every_epoch(task, reference):
+    views: dict[int, list[np.ndarray]] = {}
+    for batch in reference:
+        for index, image in zip(batch["index"].reshape(-1), batch["img"]):
+            views.setdefault(int(index), []).append(image)
+    assert len(views) == tiny.TRAIN_SCENES
+    repeated = [images for images in views.values() if len(images) > 1]
+    assert len(repeated) == tiny.TRAIN_SCENES  # 7 iterations of 2 are two epochs of 6, and 2 more
+    for first, second, *_ in repeated:
+        assert not np.array_equal(first, second)
+
+
+def test_another_seed_gives_other_batches(task, reference):
+    other = batches(task, workers=0, seed=5)
+    assert all(not np.array_equal(a["img"], b["img"]) for a, b in zip(reference, other))

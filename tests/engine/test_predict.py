@@ -1,0 +1,242 @@
+"""Pictures of predictions, and what images they are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paddle_vheat.data.street_scenes import PALETTE
+from paddle_vheat.engine.predict import (
+    colourise,
+    list_images,
+    overlay,
+    picture_names,
+    predict_classes,
+    predict_folder,
+    read_image,
+    triptych,
+    write_gallery,
+)
+from tests.conftest import paddle
+from tests.engine import tiny
+from tests.engine.test_evaluate import normalised
+
+
+@pytest.fixture(scope="module")
+def task(cityscapes):
+    task = tiny.make_task(tiny.cityscapes_config(cityscapes))
+    tiny.lively(task.model).eval()
+    return task
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """Nested folders of images of several sizes and kinds."""
+    root = tmp_path / "images"
+    (root / "a" / "b").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("top.png", (40, 64)), ("a/one.JPG", (33, 47)), ("a/b/two.bmp", (64, 32))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(root / name)
+    Image.fromarray(rng.integers(0, 256, (36, 50), np.uint8)).save(root / "grey.png")
+    (root / "notes.txt").write_text("no image", encoding="utf-8")
+    return root
+
+
+def relatives(pairs) -> list[str]:
+    return [relative.as_posix() for _, relative in pairs]
+
+
+# --- sources ----------------------------------------------------------------------------------------
+
+
+def test_folder(images):
+    pairs = list_images(images)
+    assert relatives(pairs) == ["a/b/two.bmp", "a/one.JPG", "grey.png", "top.png"]
+    assert [path for path, _ in pairs] == [images / relative for relative in relatives(pairs)]
+
+
+def test_file(images):
+    assert list_images(images / "a" / "one.JPG") == [(images / "a" / "one.JPG", Path("one.JPG"))]
+    assert list_images(str(images / "top.png")) == [(images / "top.png", Path("top.png"))]
+
+
+def test_list(images):
+    listed = images / "some.txt"
+    listed.write_text(f"a/one.JPG a/label.png\n\n{images / 'top.png'}\na/b/two.bmp\n", encoding="utf-8")
+    pairs = list_images(listed)
+    assert relatives(pairs) == ["a/one.JPG", "top.png", "a/b/two.bmp"]
+    assert all(path.is_file() for path, _ in pairs)
+
+
+def test_list_that_points_outside_its_folder(images):
+    """The pictures must not be written beside --save_dir."""
+    listed = images / "a" / "some.txt"
+    listed.write_text("../top.png\nb/../one.JPG\n", encoding="utf-8")
+    assert relatives(list_images(listed)) == ["top.png", "one.JPG"]
+
+
+def test_no_such_source(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such image, folder or list: .*absent"):
+        list_images(tmp_path / "absent")
+
+
+def test_empty_folder(tmp_path):
+    (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no images in it \(known suffixes: \.jpg"):
+        list_images(tmp_path)
+
+
+def test_empty_list(tmp_path):
+    (tmp_path / "list.txt").write_text("\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="no images in it"):
+        list_images(tmp_path / "list.txt")
+
+
+def test_list_with_an_image_that_is_not_there(images):
+    (images / "list.txt").write_text("top.png\nabsent.png\n", encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=r"list\.txt, line 2: no such image: .*absent\.png"):
+        list_images(images / "list.txt")
+
+
+def test_a_file_that_is_neither(tmp_path):
+    (tmp_path / "x.bin").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ValueError, match=r"x\.bin: neither an image nor a list"):
+        list_images(tmp_path / "x.bin")
+
+
+def test_names_of_pictures():
+    def names(*relative: str) -> list[str]:
+        return [name.as_posix() for name in picture_names([(Path("/x") / r, Path(r)) for r in relative])]
+
+    assert names("a/one.jpg", "b/one.jpg", "two.png") == ["a/one.png", "b/one.png", "two.png"]
+    assert names("one.jpg", "one.png", "two.jpg") == ["one.jpg.png", "one.png.png", "two.png"]
+    with pytest.raises(ValueError, match=r"/x/one\.jpg and /x/one\.jpg would both be written as"):
+        names("one.jpg", "one.jpg")
+
+
+# --- pictures ---------------------------------------------------------------------------------------
+
+
+def test_pictures(task, images, tmp_path):
+    out = tmp_path / "out"
+    assert predict_folder(task, task.model, list_images(images), out) == out
+    found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    names = ["a/b/two.png", "a/one.png", "grey.png", "top.png"]
+    assert found == [f"{kind}/{name}" for kind in ("added_prediction", "pseudo_color_prediction") for name in names]
+    seen = set()
+    for path, relative in list_images(images):
+        name = relative.with_suffix(".png")
+        with paddle.no_grad():
+            expected = task.model(paddle.to_tensor(decoded(path)))[0].numpy()[0].argmax(0)
+        pseudo = Image.open(out / "pseudo_color_prediction" / name)
+        added = Image.open(out / "added_prediction" / name)
+        assert (pseudo.mode, added.mode) == ("P", "RGB")
+        assert pseudo.size == added.size == Image.open(path).size
+        np.testing.assert_array_equal(np.asarray(pseudo), expected)  # the pixels are the class ids
+        colours = np.array(PALETTE)[expected]
+        np.testing.assert_array_equal(np.asarray(pseudo.convert("RGB")), colours)
+        image = np.asarray(Image.open(path).convert("RGB")).astype(float)
+        if path.suffix != ".JPG":  # two decoders of JPEG may differ by a level or two
+            assert np.abs(np.asarray(added) - (0.6 * image + 0.4 * colours)).max() <= 0.5 + 1e-3
+        seen.update(np.unique(expected))
+    assert len(seen) > 2
+
+
+def decoded(path: Path) -> np.ndarray:
+    """The model's input; JPEG by way of OpenCV, whose decoder may differ from Pillow's."""
+    if path.suffix != ".JPG":
+        return normalised(path)
+    image = read_image(path)[..., ::-1].astype(np.float32) / 255
+    image = (image - np.float32(tiny.NORMALIZE["mean"])) / np.float32(tiny.NORMALIZE["std"])
+    return image.transpose(2, 0, 1)[None]
+
+
+def test_options_reach_the_prediction(task, images):
+    image = read_image(images / "top.png")
+    whole = predict_classes(task, task.model, image)
+    windows = predict_classes(task, task.model, image, is_slide=True, crop_size=[32, 32], stride=[16, 16])
+    assert whole.shape == windows.shape == (40, 64)
+    assert not np.array_equal(whole, windows)
+
+
+def test_an_image_is_resized_and_its_prediction_resized_back(cityscapes, images):
+    config = tiny.cityscapes_config(cityscapes)
+    config["val_dataset"]["transforms"] = [{"type": "Resize", "target_size": [96, 64]}, tiny.NORMALIZE]
+    task = tiny.make_task(config)
+    tiny.lively(task.model).eval()
+    assert predict_classes(task, task.model, read_image(images / "top.png")).shape == (40, 64)
+
+
+def test_an_image_that_cannot_be_decoded(task, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    with pytest.raises(ValueError, match=r"broken\.png: cannot be decoded"):
+        predict_folder(task, task.model, list_images(tmp_path), tmp_path / "out")
+
+
+def test_an_image_that_is_too_small_is_named(task, tmp_path):
+    Image.new("RGB", (50, 20)).save(tmp_path / "flat.png")
+    with pytest.raises(ValueError, match=r"flat\.png: .*at least 32 pixels a side, got 20 x 50"):
+        predict_folder(task, task.model, list_images(tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_write_leaves_no_half_picture(task, images, tmp_path, monkeypatch):
+    def fail(self, path, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="no space left"):
+        predict_folder(task, task.model, list_images(images), tmp_path / "out")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_colourise():
+    palette = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
+    colours = colourise(np.array([[0, 1, 2, 255, 1000]]), palette)
+    assert colours.dtype == np.uint8
+    assert colours[0].tolist() == [[1, 2, 3], [4, 5, 6], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_overlay():
+    image, colours = np.full((1, 1, 3), 200, np.uint8), np.array([[[0, 100, 255]]], np.uint8)
+    assert overlay(image, colours, weight=0.6)[0, 0].tolist() == [120, 160, 222]
+
+
+def test_triptych(task, tmp_path):
+    picture = triptych(task, task.model, 1)
+    assert picture.dtype == np.uint8
+    height, width = tiny.SCENE_SIZE
+    assert picture.shape == (height, 3 * width, 3)
+    image_path, label_path = task.val_dataset.file_list[1]
+    np.testing.assert_array_equal(picture[:, :width], np.asarray(Image.open(image_path)))
+    label = np.asarray(Image.open(label_path)).astype(int)
+    truth = np.where((label < 19)[..., None], np.array(PALETTE)[np.minimum(label, 18)], 0)
+    np.testing.assert_array_equal(picture[:, width : 2 * width], truth)
+    classes = predict_classes(task, task.model, read_image(image_path))
+    guess = np.where((label < 19)[..., None], np.array(PALETTE)[classes], 0)
+    np.testing.assert_array_equal(picture[:, 2 * width :], guess)
+    write_gallery(tmp_path / "gallery.png", [picture, picture])
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "gallery.png")), np.concatenate([picture] * 2))
+
+
+def test_triptych_of_ade20k_counts_from_one(ade20k):
+    task = tiny.make_task(tiny.ade20k_config(ade20k))
+    picture = triptych(task, task.model, 0)
+    label = np.asarray(Image.open(task.val_dataset.file_list[0][1])).astype(int)
+    width = label.shape[1]
+    truth = np.where((label > 0)[..., None], task.palette[np.maximum(label - 1, 0)], 0)
+    np.testing.assert_array_equal(picture[:, width : 2 * width], truth)
+    assert (label == 0).any()
+    assert task.model.training  # as it was
+
+
+def test_preview_keeps_the_mode(task):
+    task.model.train()
+    assert [picture.shape for picture in task.preview(task.model, count=2)] == [(64, 384, 3)] * 2
+    assert len(task.preview(task.model, count=99)) == tiny.VAL_SCENES
+    assert task.model.training
+    task.model.eval()
