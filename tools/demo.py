@@ -87,7 +87,7 @@ def main() -> None:
         "--do_eval",
         "--use_vdl",
         "--save_interval",
-        "350",
+        "300",
         "--save_dir",
         str(out),
         *opts,
