@@ -191,7 +191,8 @@ def restore_optimizer(optimizer: Any, model: Any, arrays: Mapping[str, np.ndarra
     Raises:
         CheckpointError: if the state belongs to another model.
     """
-    names = {name: parameter.name for name, parameter in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    names = {name: parameter.name for name, parameter in parameters.items()}
     # Paddle insists on a state of the scheduler, which is kept apart; an empty one changes nothing.
     state: dict[str, Any] = {"LR_Scheduler": {}}
     masters: dict[str, Any] = {}
@@ -199,6 +200,9 @@ def restore_optimizer(optimizer: Any, model: Any, arrays: Mapping[str, np.ndarra
         name, _, kind = key.partition("|")
         if name not in names:
             raise CheckpointError(f"the optimizer's state has {name!r}, which the model has not")
+        shape = tuple(parameters[name].shape)
+        if array.size > 1 and array.shape != shape:
+            raise CheckpointError(f"the optimizer's state of {name!r} is {array.shape}, the model's parameter {shape}")
         if kind == "master":
             masters[names[name]] = paddle.to_tensor(array)
         else:

@@ -7,8 +7,11 @@ with another number of loader workers, sees exactly what it would have seen.
 
 from __future__ import annotations
 
+import atexit
 import random
-from collections.abc import Iterator
+import signal
+import weakref
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -54,7 +57,23 @@ _ERRORS: dict[type[Exception], str] = {ValueError: "a ValueError", OSError: "an 
 _RAISED = {"a ValueError": ValueError, "an OSError": OSError, "an error": RuntimeError}
 
 
-def load_batches(dataset: Any, num_workers: int, **how: Any) -> Iterator[Any]:
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A signal to the whole group (Ctrl-C, a job manager) must not end a worker: that would break off the parent."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+_loading: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Workers that do not hear SIGTERM must be told to end, or the interpreter would wait for them."""
+    for iterator in list(_loading):
+        iterator._try_shutdown_all()
+
+
+def load_batches(dataset: Any, num_workers: int, **how: Any) -> Generator[Any, None, None]:
     """Batches of a dataset by ``paddle.io.DataLoader(..., **how)``, whose handling of errors is made good.
 
     Left to itself, it waits for ever after an error in the dataset if it has no workers, hides it in a worker's
@@ -65,7 +84,9 @@ def load_batches(dataset: Any, num_workers: int, **how: Any) -> Iterator[Any]:
         RuntimeError: for its other errors, and if a worker was killed.
     """
     caught = _Caught(dataset)
-    iterator = iter(paddle.io.DataLoader(caught, num_workers=num_workers, collate_fn=_collate, **how))
+    fixed = {"collate_fn": _collate, "worker_init_fn": _leave_signals_to_the_parent}
+    iterator = iter(paddle.io.DataLoader(caught, num_workers=num_workers, **fixed, **how))
+    _loading.add(iterator)
     try:
         while True:
             try:

@@ -137,6 +137,7 @@ def evaluate(
                     where = name[int(index)][1] if name else f"sample {int(index)}"
                     raise ValueError(f"{where}: {error}") from error
     finally:
+        loader.close()
         if was_training:
             model.train()
     if ranks > 1:

@@ -367,17 +367,18 @@ class Trainer:
         )
 
     def _synchronise(self) -> None:
-        """Give every process the buffers of process 0, which are those that are saved.
+        """Give every process what is not trained of process 0, which is what is saved.
 
         Without SyncBatchNorm (on the CPU) each has the running statistics of its own share of the data.
         """
         if self.ranks == 1:
             return
-        parameters = {name for name, _ in self.model.named_parameters()}
+        # To Paddle, running statistics are parameters as well.
+        trained = {name for name, parameter in self.model.named_parameters() if not parameter.stop_gradient}
         states = [self.model.state_dict()] + ([self.ema.state_dict()] if self.ema is not None else [])
         for state in states:
             for name, value in state.items():
-                if name not in parameters:
+                if name not in trained:
                     paddle.distributed.broadcast(value, src=0)
 
     def _should_stop_early(self) -> bool:
@@ -454,10 +455,13 @@ class Trainer:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """On SIGTERM or Ctrl-C finish the iteration, save and stop; a second one stops at once."""
+        """On SIGTERM or Ctrl-C finish the iteration, save and stop; a second Ctrl-C stops at once.
+
+        A second SIGTERM does not: launchers and job managers send several, and SIGKILL if they mean it.
+        """
 
         def remember(number: int, frame: Any) -> None:
-            if self.stop_signal is not None:
+            if self.stop_signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.stop_signal = number
 

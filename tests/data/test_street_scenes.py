@@ -185,9 +185,7 @@ def test_layout_is_read_back_in_pairs(written):
         labels = sorted((written / "gtFine" / split).glob("*/*_gtFine_labelTrainIds.png"))
         assert len(images) == len(labels) == count
         for image_path, label_path in zip(images, labels):
-            assert image_path.name.replace("_leftImg8bit", "") == label_path.name.replace(
-                "_gtFine_labelTrainIds", ""
-            )
+            assert image_path.name.replace("_leftImg8bit", "") == label_path.name.replace("_gtFine_labelTrainIds", "")
             assert image_path.parent.name == label_path.parent.name == image_path.name.split("_")[0]
             with Image.open(image_path) as image, Image.open(label_path) as label:
                 assert (image.mode, label.mode) == ("RGB", "L")

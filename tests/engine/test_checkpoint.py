@@ -143,7 +143,7 @@ def damage(path: Path, how: str) -> None:
 def test_damage_is_recognised_and_named(tmp_path, file, how):
     folder = save(tmp_path, 5)
     damage(folder / file, how)
-    with pytest.raises(CheckpointError, match="missing|damaged") as error:
+    with pytest.raises(CheckpointError, match=r"missing|damaged") as error:
         read_checkpoint(folder)
     assert file in str(error.value)
     assert str(folder) in str(error.value)
@@ -173,7 +173,7 @@ def test_state_of_another_kind(tmp_path, content):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(CheckpointError, match="no such checkpoint folder: .*iter_7"):
+    with pytest.raises(CheckpointError, match=r"no such checkpoint folder: .*iter_7"):
         read_checkpoint(tmp_path / "iter_7")
 
 

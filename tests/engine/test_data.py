@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
 
-from paddle_vheat.engine.data import IterationSampler, SeededDataset, derived_seed
+from paddle_vheat.engine.data import IterationSampler, SeededDataset, derived_seed, load_batches
 from tests.conftest import paddle
 from tests.engine import tiny
 
@@ -45,7 +48,7 @@ def test_epochs_and_seeds_differ():
 def test_ranks_share_out_what_one_process_would_see(ranks):
     shares = [sampled(length=11, iters=8, rank=rank, ranks=ranks) for rank in range(ranks)]
     alone = sampled(length=11, iters=8, batch_size=3 * ranks)
-    together = [sum(batches, []) for batches in zip(*shares)]
+    together = [flat(batches) for batches in zip(*shares)]
     assert together == alone
     positions = [{position for position, _ in flat(share)} for share in shares]
     assert sum(len(part) for part in positions) == len(set().union(*positions)) == 8 * 3 * ranks
@@ -137,7 +140,7 @@ def test_a_check_sees_every_sample():
 def batches(task, workers: int, start: int = 0, iters: int = 7, seed: int = 4) -> list[dict[str, np.ndarray]]:
     dataset = SeededDataset(task.train_dataset, seed)
     sampler = IterationSampler(len(dataset), 2, iters, seed, start=start)
-    loader = paddle.io.DataLoader(dataset, batch_sampler=sampler, num_workers=workers)
+    loader = load_batches(dataset, workers, batch_sampler=sampler)
     return [{name: value.numpy() for name, value in batch.items()} for batch in loader]
 
 
@@ -184,3 +187,106 @@ def test_an_image_is_augmented_differently_in_every_epoch(task, reference):
 def test_another_seed_gives_other_batches(task, reference):
     other = batches(task, workers=0, seed=5)
     assert all(not np.array_equal(a["img"], b["img"]) for a, b in zip(reference, other))
+
+
+# --- errors -----------------------------------------------------------------------------------------
+
+
+class Failing(paddle.io.Dataset):
+    """Gives numbers, until one that fails in the way it is told."""
+
+    def __init__(self, action) -> None:
+        super().__init__()
+        self.action = action
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index):
+        if index == 3:
+            self.action()
+        return {"x": np.array([index])}
+
+
+def fail_with(error):
+    def action():
+        raise error
+
+    return action
+
+
+def loaded(dataset, workers) -> list[int]:
+    return [int(x) for batch in load_batches(dataset, workers, batch_size=2) for x in batch["x"].numpy().reshape(-1)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (ValueError("a/b.png: label value 7"), ValueError, r"^a/b\.png: label value 7$"),
+        (FileNotFoundError("no such file: c"), OSError, "^no such file: c$"),
+        (ValueError(""), ValueError, "^$"),
+        (KeyError("edge"), RuntimeError, "^KeyError: 'edge'$"),
+        (ZeroDivisionError("two\nlines"), RuntimeError, "^ZeroDivisionError: two\nlines$"),
+    ],
+)
+def test_an_error_in_the_data_set_is_raised_plainly(workers, error, raised, message):
+    with pytest.raises(raised, match=message):
+        loaded(Failing(fail_with(error)), workers)
+
+
+def test_an_error_keeps_where_it_came_from():
+    with pytest.raises(ValueError, match="here") as info:
+        loaded(Failing(fail_with(ValueError("here"))), 0)
+    assert isinstance(info.value.__cause__, ValueError)
+    assert info.value.__cause__.__traceback__ is not None
+
+
+def test_a_worker_that_is_killed():
+    """Paddle notices in either of two places, and none of them may go on or wait for ever."""
+    with pytest.raises((RuntimeError, SystemError), match=r"has ended|killed by signal"):
+        loaded(Failing(lambda: os.kill(os.getpid(), signal.SIGKILL)), 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_leave_signals_to_the_parent(number):
+    assert loaded(Failing(lambda: os.kill(os.getpid(), number)), 2) == list(range(6))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_is_left_behind_by_a_caller_that_stops(task, workers):
+    others = {process.pid for process in multiprocessing.active_children()}
+    loader = load_batches(task.train_dataset, workers, batch_size=1)
+    next(loader)
+    started = [process for process in multiprocessing.active_children() if process.pid not in others]
+    assert len(started) == workers
+    thread = loader.gi_frame.f_locals["iterator"]._thread
+    assert thread.is_alive()
+    loader.close()
+    assert not any(process.is_alive() for process in started)
+    thread.join(timeout=30)  # one that waits for workers looks up every five seconds
+    assert not thread.is_alive()
+
+
+NOT_CLOSED = """
+import numpy as np
+from paddle_vheat._paddle import paddle
+from paddle_vheat.engine.data import load_batches
+
+class Data(paddle.io.Dataset):
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, i):
+        return {"x": np.array([i])}
+
+loader = load_batches(Data(), 2, batch_size=1)
+next(loader)
+print("at the end", flush=True)
+"""
+
+
+def test_a_program_ends_although_it_has_not_closed_its_loader():
+    finished = tiny.run(["-c", NOT_CLOSED], timeout=60)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == "at the end\n"

@@ -10,7 +10,7 @@ import yaml
 
 from paddle_vheat._paddle import F
 from paddle_vheat.engine import export
-from paddle_vheat.engine.export import ExportError, Difference, export_model, load_runtime, parse_input_shape
+from paddle_vheat.engine.export import Difference, ExportError, export_model, load_runtime, parse_input_shape
 from tests.conftest import paddle, relative_error
 from tests.engine import tiny
 

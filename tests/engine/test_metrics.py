@@ -68,19 +68,19 @@ def test_rows_are_labels_and_columns_predictions():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_equal_sklearn(seed):
-    from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, jaccard_score, precision_score, recall_score
+    from sklearn import metrics
 
     label, prediction = random_maps(seed)
     kept = label != IGNORE
     truth, guess = label[kept], prediction[kept]
     scores = SegmentationScores.of(confusion_matrix(label, prediction, 6, IGNORE))
-    assert scores.miou == pytest.approx(jaccard_score(truth, guess, average="macro"), abs=EXACT)
-    assert scores.mdice == pytest.approx(f1_score(truth, guess, average="macro"), abs=EXACT)
-    assert scores.accuracy == pytest.approx(accuracy_score(truth, guess), abs=EXACT)
-    assert scores.kappa == pytest.approx(cohen_kappa_score(truth, guess), abs=EXACT)
-    np.testing.assert_allclose(scores.class_iou, jaccard_score(truth, guess, average=None), atol=EXACT)
-    np.testing.assert_allclose(scores.class_precision, precision_score(truth, guess, average=None), atol=EXACT)
-    np.testing.assert_allclose(scores.class_recall, recall_score(truth, guess, average=None), atol=EXACT)
+    assert scores.miou == pytest.approx(metrics.jaccard_score(truth, guess, average="macro"), abs=EXACT)
+    assert scores.mdice == pytest.approx(metrics.f1_score(truth, guess, average="macro"), abs=EXACT)
+    assert scores.accuracy == pytest.approx(metrics.accuracy_score(truth, guess), abs=EXACT)
+    assert scores.kappa == pytest.approx(metrics.cohen_kappa_score(truth, guess), abs=EXACT)
+    np.testing.assert_allclose(scores.class_iou, metrics.jaccard_score(truth, guess, average=None), atol=EXACT)
+    np.testing.assert_allclose(scores.class_precision, metrics.precision_score(truth, guess, average=None), atol=EXACT)
+    np.testing.assert_allclose(scores.class_recall, metrics.recall_score(truth, guess, average=None), atol=EXACT)
 
 
 @pytest.mark.parametrize("classes", [None, [0, 2, 5], [3]])

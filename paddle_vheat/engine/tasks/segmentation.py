@@ -21,12 +21,18 @@ KNOWN_KEYS = (
     "batch_size", "iters", "train_dataset", "val_dataset", "optimizer", "lr_scheduler", "loss", "model",
     "test_config", "export", "to_static_training", "distill_loss", "accumulation", "class_names",
 )  # fmt: skip
+_BLOCKS = ("train_dataset", "val_dataset", "optimizer", "lr_scheduler", "loss", "model", "test_config")
+_OPTIONAL = ("val_dataset", "test_config")
+_NUMBERS = ("iters", "batch_size", "accumulation")
 TEST_KEYS = ("aug_eval", "scales", "flip_horizontal", "flip_vertical", "is_slide", "crop_size", "stride")
 
 
 def check_keys(config: dict[str, Any], source: str) -> None:
     """Raise a ConfigError for keys that nothing would read, and names and arguments that do not exist."""
     problems = [f"unknown key {key!r}{did_you_mean(key, KNOWN_KEYS)}" for key in config if key not in KNOWN_KEYS]
+    problems += _wrong_kinds(config)
+    if problems:
+        raise ConfigError(f"{source}:\n  " + "\n  ".join(problems))
     for key in config.get("test_config") or {}:
         if key not in TEST_KEYS:
             problems.append(f"unknown key 'test_config.{key}'{did_you_mean(key, TEST_KEYS)}")
@@ -34,6 +40,35 @@ def check_keys(config: dict[str, Any], source: str) -> None:
         _check_component(config.get(key), key, problems)
     if problems:
         raise ConfigError(f"{source}:\n  " + "\n  ".join(problems))
+
+
+def _wrong_kinds(config: dict[str, Any]) -> list[str]:
+    """What is no block of keys, no list or no number where the code below takes it to be one."""
+
+    def whole(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    model, loss = config.get("model"), config.get("loss")
+    backbone = model.get("backbone", {}) if isinstance(model, dict) else {}
+    loss = loss if isinstance(loss, dict) else {}
+    types, coefficients = loss.get("types", []), loss.get("coef", [])
+    roots = {f"{key}.dataset_root": config.get(key) for key in ("train_dataset", "val_dataset")}
+    wanted: list[tuple[str, Any, bool, str]] = [
+        *((key, config[key], isinstance(config[key], dict), "a block of keys") for key in _BLOCKS
+          if key in config and not (config[key] is None and key in _OPTIONAL)),
+        *((key, config[key], whole(config[key]), "a whole number") for key in _NUMBERS if key in config),
+        ("class_names", config.get("class_names"), isinstance(config.get("class_names", []), list), "a list"),
+        ("model.backbone", backbone, isinstance(backbone, dict), "a block of keys"),
+        ("loss.types", types, _list_of(types, dict), "a list of blocks"),
+        ("loss.coef", coefficients, _list_of(coefficients, (int, float)), "a list of numbers"),
+        *((k, b["dataset_root"], isinstance(b["dataset_root"], str), "a folder") for k, b in roots.items()
+          if isinstance(b, dict) and b.get("dataset_root") is not None),
+    ]  # fmt: skip
+    return [f"'{key}' must be {what}, got {value!r}" for key, value, right, what in wanted if not right]
+
+
+def _list_of(value: Any, kind: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
 def _check_component(block: Any, path: str, problems: list[str]) -> None:

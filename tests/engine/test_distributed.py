@@ -1,0 +1,239 @@
+"""Data parallel training by paddle.distributed.launch, two processes on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddle_vheat.engine.checkpoint import list_checkpoints, read_checkpoint
+from paddle_vheat.engine.trainer import Trainer, TrainOptions
+from paddle_vheat.weights.loading import load_weights, read_weights
+from tests.engine import tiny
+
+# What each process runs: the trainer, then a report of what it has.
+SCRIPT = """
+import hashlib, json, os, sys
+
+from paddle_vheat.cpu import configure_cpu
+
+configure_cpu()
+from paddle_vheat._paddle import paddle
+
+paddle.set_device("cpu")
+paddle.distributed.init_parallel_env()
+
+import builtins
+from paddle_vheat.config import load_config
+from paddle_vheat.engine.tasks.segmentation import SegmentationTask
+from paddle_vheat.engine.trainer import Trainer, TrainOptions
+
+config, options, report = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+rank = paddle.distributed.get_rank()
+written = []
+
+
+def audit(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and isinstance(arguments[1], str):
+        if set(arguments[1]) & set("wax+") and arguments[0].startswith(options["save_dir"]):
+            written.append(arguments[0])
+    if event in ("os.mkdir", "os.rename") and str(arguments[0]).startswith(options["save_dir"] + os.sep):
+        written.append(str(arguments[0]))
+
+
+sys.addaudithook(audit)
+task = SegmentationTask(load_config(config), config)
+trainer = Trainer(task, TrainOptions(**options))
+seen = []
+check = task.check_sample
+task.check_sample = lambda index, item: (seen.append(index), check(index, item))
+result = trainer.run()
+
+
+def digest(state):
+    sums = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in state.items()}
+    return {"names": sorted(sums), "sums": sums}
+
+
+found = {
+    "model": digest(task.model.state_dict()),
+    "ema": digest(trainer.ema.state_dict()) if trainer.ema else None,
+    "result": result,
+    "seen": seen,
+    "written": written,
+}
+with open(f"{report}.{rank}", "w") as file:
+    json.dump(found, file)
+"""
+
+
+def launch(folder: Path, command: list, **popen) -> subprocess.Popen:
+    """``python -m paddle.distributed.launch`` on two CPU processes; its logs go into ``folder``."""
+    launcher = ["-m", "paddle.distributed.launch", "--nproc_per_node", 2, "--log_dir", folder / "launch_log"]
+    return subprocess.Popen(
+        [sys.executable, *map(str, launcher), *map(str, command)],
+        cwd=tiny.REPOSITORY,
+        env=tiny.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **popen,
+    )
+
+
+def finish(process: subprocess.Popen, folder: Path, timeout: float = 120) -> str:
+    """Wait for a launch to end well; the time limit only keeps a hang from hanging the tests."""
+    try:
+        said, _ = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    logs = "\n".join(path.read_text() for path in sorted((folder / "launch_log").glob("workerlog.*")))
+    assert process.returncode == 0, said + logs
+    return logs
+
+
+def train_on_two(folder: Path, config: Path, **options) -> list[dict]:
+    (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
+    fixed = {"save_dir": str(folder / "out"), "log_iters": 1, "save_interval": 2}
+    command = [folder / "script.py", config, json.dumps({**fixed, **options}), folder / "report"]
+    finish(launch(folder, command), folder)
+    return [json.loads((folder / f"report.{rank}").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def config(cityscapes, tmp_path_factory) -> Path:
+    return tiny.write_config(tmp_path_factory.mktemp("config") / "tiny.yml", tiny.cityscapes_config(cityscapes))
+
+
+@pytest.fixture(scope="module")
+def two(config, tmp_path_factory):
+    """Four iterations on two processes, with evaluation and EMA."""
+    folder = tmp_path_factory.mktemp("two")
+    return folder, train_on_two(folder, config, iters=4, batch_size=1, do_eval=True, use_ema=True)
+
+
+def test_processes_end_with_equal_weights(two):
+    first, second = two[1]
+    assert len(first["model"]["names"]) > 50
+    assert first["model"] == second["model"]
+    assert first["ema"] == second["ema"]
+    assert first["result"] == second["result"]
+    assert first["result"]["iteration"] == 4
+
+
+def test_each_process_saw_its_own_share(two):
+    """Together what one process with both batches would have seen."""
+    first, second = (report["seen"] for report in two[1])
+    order = np.random.default_rng([42, 0]).permutation(tiny.TRAIN_SCENES).tolist()
+    order += np.random.default_rng([42, 1]).permutation(tiny.TRAIN_SCENES).tolist()
+    assert first == order[0:8:2]
+    assert second == order[1:8:2]
+
+
+def test_only_the_first_process_writes(two):
+    folder, (first, second) = two
+    assert second["written"] == []
+    assert any("model.pdparams" in path for path in first["written"])
+    assert [path.name for path in list_checkpoints(folder / "out")] == ["iter_2", "iter_4"]
+    log = (folder / "out" / "train.log").read_text(encoding="utf-8")
+    assert log.count("[TRAIN] iter 3/4") == 1
+
+
+def test_evaluation_shared_out_equals_one_process(two, config, cityscapes):
+    folder, (first, _) = two
+    task = tiny.make_task(tiny.cityscapes_config(cityscapes))
+    for name, file in (("best_model", "model.pdparams"), ("ema_best_model", "ema_model.pdparams")):
+        load_weights(task.model, folder / "out" / name / file)
+        alone = task.evaluate(task.model, progress=False)
+        metrics = json.loads((folder / "out" / name / "metrics.json").read_text(encoding="utf-8"))
+        assert metrics == {"iteration": metrics["iteration"], **alone["report"]}
+        # The matrices are whole numbers; only a pixel with two equal classes could fall the other way.
+        assert alone["score"] == pytest.approx(first["result"]["best"][name]["score"], abs=1e-9)
+
+
+def test_the_saved_weights_are_those_of_the_processes(two):
+    import hashlib
+
+    folder, (first, _) = two
+    _, arrays = read_checkpoint(folder / "out" / "iter_4")
+    sums = {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in arrays["model.pdparams"].items()}
+    assert sums == first["model"]["sums"]
+
+
+def test_resume_on_two_processes(two, config, tmp_path):
+    """Stopped and continued equals straight, bit for bit, here as well."""
+    folder, straight = two
+    (tmp_path / "out").mkdir()
+    tiny.copy_tree(folder / "out" / "iter_2", tmp_path / "out" / "iter_2")
+    options = {"iters": 4, "batch_size": 1, "do_eval": True, "use_ema": True, "resume_model": "auto"}
+    resumed = train_on_two(tmp_path, config, **options)
+    for ours, theirs in zip(resumed, straight):
+        assert ours["model"] == theirs["model"]
+        assert ours["ema"] == theirs["ema"]
+        assert ours["result"] == theirs["result"]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_processes_equal_one_with_both_batches(cityscapes, tmp_path, accumulation):
+    """One step of gradient descent; batch norm sees one image at a time in both."""
+    config = tiny.cityscapes_config(cityscapes, augment=False)
+    config["model"]["backbone"]["drop_path_rate"] = 0.0
+    backbone = config["model"]["backbone"]
+    config["model"] = {"type": "FCN", "num_classes": 19, "backbone_indices": [3], "channels": 8, "backbone": backbone}
+    config["loss"] = {"types": [{"type": "CrossEntropyLoss"}], "coef": [1.0]}
+    config["optimizer"] = {"type": "SGD"}
+    config["lr_scheduler"] = {"type": "PolynomialDecay", "learning_rate": 1.0, "end_lr": 1.0}
+    path = tiny.write_config(tmp_path / "fcn.yml", config)
+    train_on_two(tmp_path, path, iters=1, batch_size=1, accumulation=accumulation)
+    ours = read_weights(tmp_path / "out" / "iter_1" / "model.pdparams")
+    assert ours
+    task = tiny.make_task(config)
+    options = {"iters": 1, "batch_size": 1, "accumulation": 2 * accumulation, "save_dir": str(tmp_path / "one")}
+    Trainer(task, TrainOptions(**options)).run()
+    trained = [name for name, p in task.model.named_parameters() if not p.stop_gradient]
+    for name in trained:
+        # Sums of float32 gradients in another order, on weights of about 1.
+        np.testing.assert_allclose(ours[name], task.model.state_dict()[name].numpy(), rtol=0, atol=2e-6, err_msg=name)
+
+
+def test_train_py_on_two_processes(config, cityscapes, tmp_path):
+    """The command line, with fewer validation images than processes."""
+    root = tiny.write_cityscapes(tmp_path / "data", train=4, val=1)
+    roots = [f"{key}_dataset.dataset_root={root}" for key in ("train", "val")]
+    options = ["--iters", 2, "--batch_size", 1, "--do_eval", "--save_dir", tmp_path / "out", "--opts", *roots]
+    logs = finish(launch(tmp_path, ["train.py", "--config", config, "--device", "cpu", *options]), tmp_path)
+    assert logs.count("[EVAL] iter 2, model: mIoU") == 1
+    assert "on 1 images" in logs
+    threads = max(len(os.sched_getaffinity(0)) // 2, 1)
+    assert f"CPU: {threads} threads" in logs
+    assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["iter_2"]
+
+
+def test_a_signal_stops_both_at_the_same_iteration(config, tmp_path):
+    out = tmp_path / "out"
+    options = ["--iters", 100000, "--batch_size", 1, "--log_iters", 2, "--save_interval", 100000, "--save_dir", out]
+    process = launch(tmp_path, ["train.py", "--config", config, "--device", "cpu", *options], start_new_session=True)
+    try:
+        end = time.monotonic() + 120
+        log = out / "train.log"
+        while not (log.is_file() and "iter 4/" in log.read_text(encoding="utf-8")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    logs = [path.read_text() for path in sorted((tmp_path / "launch_log").glob("workerlog.*"))]
+    (folder,) = list_checkpoints(out)
+    state, _ = read_checkpoint(folder)
+    assert state["iteration"] % 2 == 0
+    assert f"SIGTERM: saved at iteration {state['iteration']}" in "".join(logs)
+    assert all("Traceback" not in text for text in logs)
