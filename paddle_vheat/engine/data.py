@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import random
 import signal
+import sys
 import weakref
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -83,6 +84,9 @@ def load_batches(dataset: Any, num_workers: int, **how: Any) -> Generator[Any, N
         ValueError, OSError: as the dataset raises them.
         RuntimeError: for its other errors, and if a worker was killed.
     """
+    if "cv2" in sys.modules:
+        # A worker that is forked while another thread of ours is in OpenCV's thread pool waits for ever.
+        sys.modules["cv2"].setNumThreads(0)
     caught = _Caught(dataset)
     fixed = {"collate_fn": _collate, "worker_init_fn": _leave_signals_to_the_parent}
     iterator = iter(paddle.io.DataLoader(caught, num_workers=num_workers, **fixed, **how))

@@ -22,7 +22,7 @@ from paddleseg.utils.visualize import get_color_map_list as get_color_map_list
 
 from paddle_vheat.integrations._paddleseg_mends import apply_mends
 from paddle_vheat.models import VARIANTS, UPerNet, VHeat
-from paddle_vheat.weights.loading import LoadReport, load_state, load_weights, read_weights
+from paddle_vheat.weights.loading import LoadReport, load_segmentor, load_state, read_weights
 
 APPLIED_MENDS = apply_mends()
 
@@ -115,7 +115,8 @@ class UPerNetMMSeg(UPerNet):
 
     Args:
         num_classes, backbone, channels, aux_channels, dropout: see the parent class.
-        pretrained: path of a checkpoint of the whole model, loaded strictly.
+        pretrained: path of a checkpoint of the whole model or of a classifier, loaded as
+            :func:`paddle_vheat.weights.loading.load_segmentor` says.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class UPerNetMMSeg(UPerNet):
     ) -> None:
         super().__init__(num_classes, backbone, channels, aux_channels, dropout)
         if pretrained is not None:
-            logger.info(f"UPerNetMMSeg from {pretrained}: {load_weights(self, pretrained)}")
+            logger.info(f"UPerNetMMSeg from {pretrained}: {load_segmentor(self, pretrained)}")
 
 
 for _backbone in (vHeat, vHeat_tiny, vHeat_small, vHeat_base):

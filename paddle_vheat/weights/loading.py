@@ -34,7 +34,11 @@ class LoadReport:
         if self.resized:
             text += f", {len(self.resized)} frequency embeddings resized bicubically ({'; '.join(self.resized)})"
         if self.fresh:
-            text += f", {len(self.fresh)} left as initialised ({', '.join(self.fresh)})"
+            names = self.fresh
+            if len(names) > 8:
+                parts = [name.split(".")[0] for name in names]
+                names = [f"{part}.* ({parts.count(part)})" for part in dict.fromkeys(parts)]
+            text += f", {len(self.fresh)} left as initialised ({', '.join(names)})"
         return text
 
 
@@ -228,3 +232,31 @@ def load_classifier(model: Any, path: str | Path) -> LoadReport:
         return load_state(model, state, str(path))
     trunk = {name: value for name, value in state.items() if name not in head}
     return load_state(model, trunk, str(path), fresh_prefixes=("head.",))
+
+
+def load_segmentor(model: Any, path: str | Path) -> LoadReport:
+    """Fill a segmentor with a vHeat backbone strictly, but for what fine-tuning starts anew.
+
+    From a classifier's checkpoint, the decoder, the auxiliary head and the backbone's output norms start anew, and
+    the classifier's own head is not needed. From a segmentor of another number of classes, exactly the pixel
+    classifiers start anew.
+
+    Args:
+        model: :class:`paddle_vheat.models.UPerNet`.
+
+    Returns:
+        The report; ``fresh`` names what started anew.
+
+    Raises:
+        ValueError: for anything else that is missing, left over or of another shape.
+    """
+    state = read_weights(path)
+    if "head.weight" in state and not any(name.startswith("decode_head.") for name in state):
+        fresh = ("decode_head.", "auxiliary_head.", "backbone.outnorm")
+        return load_state(model, state, str(path), fresh, unused_prefixes=("norm.", "head."))
+    classifiers = tuple(f"{head}.classifier." for head in ("decode_head", "auxiliary_head"))
+    theirs = {len(v) for name, v in state.items() if name.startswith(classifiers) and name.endswith("bias")}
+    if len(theirs) == 1 and theirs != {model.num_classes}:
+        state = {name: value for name, value in state.items() if not name.startswith(classifiers)}
+        return load_state(model, state, str(path), classifiers)
+    return load_state(model, state, str(path))

@@ -266,3 +266,12 @@ def test_fine_tuning_starts_exactly_the_head_anew(tmp_path, capsys):
     assert "head.weight, head.bias" in capsys.readouterr().out
     ours, theirs = model.backbone.stem.conv1.weight, source.backbone.stem.conv1.weight
     assert np.array_equal(ours.numpy(), theirs.numpy())
+
+
+@pytest.mark.slow
+def test_the_digits_reach_what_the_readme_says(tmp_path):
+    out = tmp_path / "run"
+    assert cli.train(["--config", DIGITS, "--do_eval", "--save_dir", str(out), "--device", "cpu"]) == 0
+    best = json.loads((out / "best_model" / "metrics.json").read_text())
+    assert best["images"] == 360
+    assert best["top1"] >= 0.97

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 
+import cv2
 import numpy as np
 import pytest
 
@@ -266,6 +267,15 @@ def test_nothing_is_left_behind_by_a_caller_that_stops(task, workers):
     assert not any(process.is_alive() for process in started)
     thread.join(timeout=30)  # one that waits for workers looks up every five seconds
     assert not thread.is_alive()
+
+
+def test_opencv_has_no_thread_pool(task):
+    """A worker forked while a thread is inside the pool inherits its lock, closed."""
+    cv2.setNumThreads(2)
+    loader = load_batches(task.train_dataset, 0, batch_size=1)
+    next(loader)
+    loader.close()
+    assert cv2.getNumThreads() <= 1
 
 
 NOT_CLOSED = """
