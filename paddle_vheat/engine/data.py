@@ -84,11 +84,12 @@ def load_batches(dataset: Any, num_workers: int, **how: Any) -> Generator[Any, N
         ValueError, OSError: as the dataset raises them.
         RuntimeError: for its other errors, and if a worker was killed.
     """
+    # A worker is forked, and inherits as locked what any other thread of ours has locked at that moment: then it
+    # waits for ever. So it must not need OpenCV's thread pool, nor Paddle's allocator (which shared memory does).
     if "cv2" in sys.modules:
-        # A worker that is forked while another thread of ours is in OpenCV's thread pool waits for ever.
         sys.modules["cv2"].setNumThreads(0)
     caught = _Caught(dataset)
-    fixed = {"collate_fn": _collate, "worker_init_fn": _leave_signals_to_the_parent}
+    fixed = {"collate_fn": _collate, "worker_init_fn": _leave_signals_to_the_parent, "use_shared_memory": False}
     iterator = iter(paddle.io.DataLoader(caught, num_workers=num_workers, **fixed, **how))
     _loading.add(iterator)
     try:
