@@ -30,7 +30,9 @@ def _gpu_is_there() -> bool:
 
 def _common(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", required=True, help="YAML configuration (PaddleSeg's format)")
+    parser.add_argument(
+        "--config", required=True, help="YAML configuration (PaddleSeg's format; for classification PaddleClas')"
+    )
     parser.add_argument(
         "--opts",
         nargs="+",
@@ -186,7 +188,9 @@ def _train(args: argparse.Namespace) -> int:
 
 def val_parser() -> argparse.ArgumentParser:
     parser = _common("Evaluate a trained model on the validation set.")
-    parser.add_argument("--model_path", help="checkpoint (.pdparams)")
+    parser.add_argument(
+        "--model_path", help="checkpoint: .pdparams, .safetensors, or a folder with model.pdparams; needed"
+    )
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read images; default 0")
     parser.add_argument("--json", metavar="FILE", help="also write the scores to a JSON file")
     _add_test_options(parser)
@@ -219,7 +223,9 @@ def _val(args: argparse.Namespace) -> int:
 
 def predict_parser() -> argparse.ArgumentParser:
     parser = _common("Predict images and write pictures of the result.")
-    parser.add_argument("--model_path", help="checkpoint (.pdparams)")
+    parser.add_argument(
+        "--model_path", help="checkpoint: .pdparams, .safetensors, or a folder with model.pdparams; needed"
+    )
     parser.add_argument("--image_path", required=True, help="image, folder of images, or list file")
     parser.add_argument("--save_dir", default="output/result", help="folder for the pictures; default output/result")
     _add_test_options(parser)
@@ -243,7 +249,9 @@ def _predict(args: argparse.Namespace) -> int:
 
 def export_parser() -> argparse.ArgumentParser:
     parser = _common("Export a trained model for Paddle Inference, and check that it gives the same results.")
-    parser.add_argument("--model_path", help="checkpoint (.pdparams)")
+    parser.add_argument(
+        "--model_path", help="checkpoint: .pdparams, .safetensors, or a folder with model.pdparams; needed"
+    )
     parser.add_argument("--save_dir", default="output/inference_model", help="default output/inference_model")
     parser.add_argument(
         "--input_shape",
@@ -261,7 +269,6 @@ def _export(args: argparse.Namespace) -> int:
     from paddle_vheat.engine.export import export_model
 
     _load(task, args.model_path)
-    print("largest difference from the trained model, relative to the largest output:", flush=True)
     export_model(task, args.save_dir, args.input_shape, args.output_op, say=lambda text: print(text, flush=True))
     print(f"written and checked: {args.save_dir} ({', '.join(sorted(os.listdir(args.save_dir)))})")
     return 0

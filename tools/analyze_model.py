@@ -18,17 +18,18 @@ def main(argv: list[str] | None = None) -> int:
     which.add_argument("--model", help="vheat_tiny, vheat_small or vheat_base")
     which.add_argument("--config", help="configuration of any model with a vHeat trunk")
     parser.add_argument(
-        "--size", nargs="+", type=int, default=[224], metavar="N", help="pixels: N, or H W; default 224"
+        "--size", nargs="+", type=int, metavar="N", help="pixels: N, or H W; default 224, or the configuration's"
     )
     args = parser.parse_args(argv)
     if "paddle" not in sys.modules:
         configure_cpu()
     from paddle_vheat.models import create_model
     from paddle_vheat.models.analysis import PUBLISHED, count, total
-    from paddle_vheat.models.vheat import fold_model, size_pair
+    from paddle_vheat.models.vheat import VHeat, fold_model, size_pair
 
     try:
-        size = size_pair(args.size[0] if len(args.size) == 1 else args.size, "--size")
+        given = args.size or [224]
+        size = size_pair(given[0] if len(given) == 1 else given, "--size")
         if args.model:
             model = create_model(args.model, img_size=size)
         else:
@@ -36,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
             from paddle_vheat.engine.tasks import make_task
 
             model = make_task(load_config(args.config), args.config).model
+            trunks = [layer for layer in model.sublayers() if isinstance(layer, VHeat)]
+            if not args.size and trunks:
+                size = trunks[0].img_size
         training, folded = count(model, size), count(fold_model(model, size), size)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -22,12 +21,27 @@ from paddle_vheat.cpu import configure_cpu
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/demo.yml"
 DATA = "data/street_scenes"
+MARK = ".demo"  # a file that says whose folder it is
 
 
 def run(*words: str) -> None:
     """Run one of the project's commands, showing it."""
     print(f"\n$ python {shlex.join(words)}", flush=True)
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
+    code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+    if code:
+        sys.exit(code)
+
+
+def keep_aside(folder: Path) -> None:
+    """Move an earlier demo's folder out of the way; anybody else's folder is an error."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / MARK).is_file():
+        sys.exit(f"error: {folder} exists and is not from an earlier demo; give another --save_dir")
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime((folder / MARK).stat().st_mtime))
+    aside = folder.with_name(f"{folder.name}-{stamp}")
+    folder.rename(aside)
+    print(f"the earlier demo is kept in {aside}")
 
 
 def class_table(scores: dict[str, Any]) -> str:
@@ -68,6 +82,33 @@ def exported_pictures(folder: Path, count: int) -> list[Any]:
     return pictures
 
 
+def heading(width: int) -> Any:
+    """The names of the three columns, RGB uint8 (16, width, 3)."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    strip = Image.new("RGB", (width, 16), "white")
+    for i, name in enumerate(("image", "truth", "prediction of the exported model")):
+        ImageDraw.Draw(strip).text((i * width // 3 + 4, 2), name, fill="black")
+    return np.asarray(strip)
+
+
+def legend(width: int, columns: int = 7) -> Any:
+    """The colours of the classes, RGB uint8 (H, width, 3)."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    from paddle_vheat.data.street_scenes import CLASS_NAMES, PALETTE
+
+    strip = Image.new("RGB", (width, 16 * -(-len(CLASS_NAMES) // columns)), "white")
+    draw = ImageDraw.Draw(strip)
+    for i, (name, colour) in enumerate(zip(CLASS_NAMES, PALETTE)):
+        x, y = i % columns * width // columns + 4, i // columns * 16
+        draw.rectangle((x, y + 3, x + 10, y + 13), fill=colour)
+        draw.text((x + 15, y + 2), name, fill="black")
+    return np.asarray(strip)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train, evaluate, export and show a small vHeat on street scenes.")
     parser.add_argument("--save_dir", default="output/demo", help="default output/demo")
@@ -78,7 +119,9 @@ def main() -> None:
     out = Path(args.save_dir)
     opts = ["--opts", *args.opts] if args.opts else []
     start = time.perf_counter()
-    shutil.rmtree(ROOT / out, ignore_errors=True)
+    keep_aside(ROOT / out)
+    (ROOT / out).mkdir(parents=True)
+    (ROOT / out / MARK).touch()
     run("-m", "paddle_vheat.data.street_scenes", "--output", DATA)
     run(
         "train.py",
@@ -103,7 +146,8 @@ def main() -> None:
 
     scores = json.loads((ROOT / out / "scores.json").read_text(encoding="utf-8"))
     (ROOT / out / "per_class_iou.md").write_text(class_table(scores), encoding="utf-8")
-    write_gallery(ROOT / out / "demo.png", exported_pictures(ROOT / exported, count=6))
+    pictures = exported_pictures(ROOT / exported, count=6)
+    write_gallery(ROOT / out / "demo.png", [heading(pictures[0].shape[1]), *pictures, legend(pictures[0].shape[1])])
     print(f"\n{class_table(scores)}")
     print(f"image | truth | prediction of the exported model: {out / 'demo.png'}")
     print(f"per-class IoU: {out / 'per_class_iou.md'}")

@@ -8,11 +8,16 @@ with another number of loader workers, sees exactly what it would have seen.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import gc
+import itertools
+import multiprocessing
 import random
 import signal
 import sys
 import weakref
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,87 +31,138 @@ def derived_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-class _Caught(paddle.io.Dataset):
-    """A dataset whose sample is the error where there is one: it is to be raised by the process that trains."""
+def load_batches(dataset: Any, batches: Iterable[Sequence[Any]], num_workers: int = 0) -> Generator[Any, None, None]:
+    """Batches of a dataset as tensors, in order, read by ``num_workers`` processes or (0) by this one.
 
-    def __init__(self, dataset: Any) -> None:
-        super().__init__()
-        self.dataset = dataset
-        self.error: Exception | None = None  # of this process
+    In the place of ``paddle.io.DataLoader``, which on Paddle 3.2 waits for ever after an error in a dataset without
+    workers, reports one in a worker as the worker's traceback, and starts threads: a worker that is forked while
+    another thread holds a lock (of Paddle's allocator, of OpenCV) inherits it locked, and hangs. Here no thread is
+    started, and workers need no more than NumPy and what the dataset itself uses.
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: Any) -> Any:
-        try:
-            return self.dataset[key]
-        except Exception as error:
-            self.error = error
-            return error
-
-
-def _collate(samples: list[Any]) -> Any:
-    for sample in samples:
-        if isinstance(sample, Exception):
-            kind = next(k for k in (ValueError, OSError, Exception) if isinstance(sample, k))
-            text = str(sample) if kind is not Exception else f"{type(sample).__name__}: {sample}"
-            return {_ERRORS[kind]: np.frombuffer(f" {text}".encode(), np.uint8)}
-    return default_collate_fn(samples)
-
-
-_ERRORS: dict[type[Exception], str] = {ValueError: "a ValueError", OSError: "an OSError", Exception: "an error"}
-_RAISED = {"a ValueError": ValueError, "an OSError": OSError, "an error": RuntimeError}
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A signal to the whole group (Ctrl-C, a job manager) must not end a worker: that would break off the parent."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-_loading: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-@atexit.register
-def _end_workers() -> None:
-    """Workers that do not hear SIGTERM must be told to end, or the interpreter would wait for them."""
-    for iterator in list(_loading):
-        iterator._try_shutdown_all()
-
-
-def load_batches(dataset: Any, num_workers: int, **how: Any) -> Generator[Any, None, None]:
-    """Batches of a dataset by ``paddle.io.DataLoader(..., **how)``, whose handling of errors is made good.
-
-    Left to itself, it waits for ever after an error in the dataset if it has no workers, hides it in a worker's
-    traceback if it has, and leaves threads and workers behind when the caller stops early.
+    Args:
+        dataset: gives an array, or a dict or tuple of arrays, per key.
+        batches: the keys of each batch.
+        num_workers: processes; each holds one batch ready. Where the system cannot fork, 0 is taken.
 
     Raises:
         ValueError, OSError: as the dataset raises them.
         RuntimeError: for its other errors, and if a worker was killed.
     """
-    # A worker is forked, and inherits as locked what any other thread of ours has locked at that moment: then it
-    # waits for ever. So it must not need OpenCV's thread pool, nor Paddle's allocator (which shared memory does).
-    if "cv2" in sys.modules:
-        sys.modules["cv2"].setNumThreads(0)
-    caught = _Caught(dataset)
-    fixed = {"collate_fn": _collate, "worker_init_fn": _leave_signals_to_the_parent, "use_shared_memory": False}
-    iterator = iter(paddle.io.DataLoader(caught, num_workers=num_workers, **fixed, **how))
-    _loading.add(iterator)
+    if num_workers and "fork" in multiprocessing.get_all_start_methods():
+        yield from _by_workers(dataset, iter(batches), num_workers)
+        return
+    for keys in batches:
+        try:
+            batch = default_collate_fn([dataset[key] for key in keys])
+        except Exception as error:
+            kind, text = _told(error)
+            raise kind(text) from error
+        yield _tensors(batch)
+
+
+def _by_workers(dataset: Any, batches: Iterator[Sequence[Any]], count: int) -> Generator[Any, None, None]:
+    workers = _Workers(dataset, count)
     try:
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except SystemError as error:  # Paddle's own words are of a blocking queue
-                raise RuntimeError("a process that reads the data has ended: killed, or out of memory?") from error
-            kind = next(iter(batch)) if isinstance(batch, dict) else None
-            if kind in _RAISED:
-                message = batch[kind].numpy().astype(np.uint8).tobytes().decode()[1:]
-                raise _RAISED[kind](message) from caught.error
-            yield batch
+        # Batch i is that of worker i modulo count, which has its next keys before it has delivered.
+        waiting: deque[int] = deque()
+        for number, keys in enumerate(itertools.islice(batches, 2 * count)):
+            workers.ask(number % count, keys)
+            waiting.append(number % count)
+        while waiting:
+            worker = waiting.popleft()
+            batch = workers.answer(worker)
+            for keys in itertools.islice(batches, 1):
+                workers.ask(worker, keys)
+                waiting.append(worker)
+            yield _tensors(batch)
     finally:
-        iterator._try_shutdown_all()
+        workers.close()
+
+
+class _Workers:
+    """Processes that read batches; they end when the pipe to them is closed."""
+
+    alive: weakref.WeakSet[_Workers] = weakref.WeakSet()
+
+    def __init__(self, dataset: Any, count: int) -> None:
+        self.pipes: list[Any] = []
+        self.processes: list[Any] = []
+        self.alive.add(self)
+        if "cv2" in sys.modules:
+            sys.modules["cv2"].setNumThreads(0)  # its thread pool does not survive a fork
+        context = multiprocessing.get_context("fork")
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=self._serve, args=(dataset, theirs, ours), daemon=True)
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    @classmethod
+    def _serve(cls, dataset: Any, pipe: Any, parents: Any) -> None:
+        gc.freeze()  # what is inherited must not be freed here
+        # A signal to the whole group (Ctrl-C, a job manager) is the parent's to act on.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        # A pipe is closed when nobody has it open any more.
+        for inherited in [parents, *(other for workers in cls.alive for other in workers.pipes)]:
+            inherited.close()
+        with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe, or is gone
+            while True:
+                keys = pipe.recv()
+                try:
+                    answer: tuple[Any, Any] = (None, default_collate_fn([dataset[key] for key in keys]))
+                except Exception as error:
+                    answer = _told(error)
+                pipe.send(answer)
+
+    def ask(self, worker: int, keys: Sequence[Any]) -> None:
+        with contextlib.suppress(OSError):  # a worker that is gone is missed when it should answer
+            self.pipes[worker].send(keys)
+
+    def answer(self, worker: int) -> Any:
+        try:
+            kind, content = self.pipes[worker].recv()
+        except (EOFError, OSError) as error:
+            self.processes[worker].join(timeout=5)
+            code = self.processes[worker].exitcode
+            raise RuntimeError(f"a process that reads the data has ended (code {code}): out of memory?") from error
+        if kind is not None:
+            raise kind(content)
+        return content
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self.processes:
+            process.join()
+        self.alive.discard(self)
+
+    @classmethod
+    def close_all(cls) -> None:
+        for workers in list(cls.alive):
+            workers.close()
+
+
+# They do not hear the SIGTERM with which the interpreter ends its child processes, and it would wait for them.
+atexit.register(_Workers.close_all)
+
+
+def _told(error: Exception) -> tuple[type[Exception], str]:
+    """An error's kind and text, as the commands report them."""
+    for kind in (ValueError, OSError):
+        if isinstance(error, kind):
+            return kind, str(error)
+    return RuntimeError, f"{type(error).__name__}: {error}"
+
+
+def _tensors(batch: Any) -> Any:
+    if isinstance(batch, dict):
+        return {name: _tensors(value) for name, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return [_tensors(value) for value in batch]
+    return paddle.to_tensor(batch)
 
 
 class IterationSampler(paddle.io.BatchSampler):

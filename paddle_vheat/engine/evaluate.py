@@ -56,6 +56,21 @@ def _check_windows(crop_size: Any, stride: Any) -> None:
         raise ValueError(f"the stride {list(stride)} is larger than the window {list(crop_size)}: pixels are missed")
 
 
+def check_options(options: dict[str, Any]) -> None:
+    """Raise a ValueError for options of :func:`predict_logits` that cannot be, before anything is run."""
+    if options.get("is_slide"):
+        _check_windows(options.get("crop_size"), options.get("stride"))
+    if options.get("aug_eval"):
+        _scale_list(options.get("scales", 1.0))
+
+
+def _scale_list(scales: Any) -> list[float]:
+    scales = [float(s) for s in (scales if isinstance(scales, (list, tuple)) else [scales])]
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales must be positive numbers, got {scales}")
+    return scales
+
+
 def predict_logits(
     model: Any,
     image: Any,
@@ -82,9 +97,7 @@ def predict_logits(
         _check_windows(crop_size, stride)
     slide = {"is_slide": is_slide, "crop_size": crop_size, "stride": stride}
     if aug_eval:
-        scales = [float(s) for s in (scales if isinstance(scales, (list, tuple)) else [scales])]
-        if not scales or min(scales) <= 0:
-            raise ValueError(f"scales must be positive numbers, got {scales}")
+        scales = _scale_list(scales)
         flips = {"flip_horizontal": flip_horizontal, "flip_vertical": flip_vertical}
         return infer.aug_inference(model, image, trans_info=undo, scales=scales, **flips, **slide)[1]
     return infer.inference(model, image, trans_info=undo, **slide)[1]
@@ -117,12 +130,14 @@ def evaluate(
     """
     rank, ranks = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
     share = _Share(dataset, rank, ranks)
-    loader = load_batches(share, num_workers, batch_size=1, shuffle=False)
+    loader = load_batches(share, [[i] for i in range(len(share))], num_workers)
     matrix = np.zeros((len(class_names), len(class_names)), np.int64)
     was_training = model.training
     model.eval()
     try:
-        bar = tqdm(loader, desc="evaluating", unit="img", disable=None if progress and rank == 0 else True)
+        show = None if progress and rank == 0 else True
+        # it leaves no trace: during training, the training bar stands below it
+        bar = tqdm(loader, total=len(share), desc="evaluating", unit="img", leave=False, disable=show)
         with paddle.no_grad():
             for image, label, undo, index in bar:
                 steps = undo_list(undo.numpy()[0])

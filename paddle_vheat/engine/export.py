@@ -70,11 +70,13 @@ def _has_trunk(model: Any) -> bool:
 
 
 def parse_input_shape(shape: Sequence[int] | None) -> list[Any]:
-    """[N, C, H, W] with None for what is decided at run time (given as -1 or 0); all but C if not given."""
+    """[N, C, H, W] with None for what is decided at run time (given as -1); all but C if not given."""
     if shape is None:
         return [None, 3, None, None]
     if len(shape) != 4:
         raise ValueError(f"--input_shape: expected N C H W, got {list(shape)}")
+    if any(side == 0 or side < -1 for side in shape):
+        raise ValueError(f"--input_shape: expected numbers of at least 1, or -1, got {list(shape)}")
     parsed: list[Any] = [side if side > 0 else None for side in shape]
     for name, side in (("H", parsed[2]), ("W", parsed[3])):
         if side is not None and side < MIN_SIZE:
@@ -200,6 +202,9 @@ def export_model(
     shape = parse_input_shape(input_shape)
     model = task.model
     model.eval()
+    for trunk in (layer for layer in model.sublayers(include_self=True) if isinstance(layer, VHeat)):
+        if trunk.in_channels != shape[1]:
+            raise ValueError(f"--input_shape: C must be {trunk.in_channels}, the model's channels, got {shape[1]}")
     fixed = shape[2] is not None
     core = fold_model(model, (shape[2], shape[3])) if fixed and _has_trunk(model) else model
     differences: list[Difference] = []
@@ -214,6 +219,9 @@ def export_model(
             static = paddle.jit.to_static(wrapped, input_spec=spec, full_graph=True)
             paddle.jit.save(static, str(folder / "model"))
         inputs = check_inputs(task, shape)
+        say("largest difference from the trained model, relative to its largest output, on random images and, if the")
+        what = "by how much the chosen class falls short of the best" if output_op == "argmax" else "of any value"
+        say(f"data is there, on the first validation image ({what}):")
         for runtime in ("Paddle Inference", "Paddle Inference oneDNN"):
             try:
                 found = compare(folder, model, inputs, output_op, [runtime])

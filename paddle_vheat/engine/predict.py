@@ -46,7 +46,7 @@ def list_images(source: str | Path) -> list[tuple[Path, Path]]:
         for number, name in enumerate(names, start=1):
             path = source.parent / name
             if not path.is_file():
-                raise FileNotFoundError(f"{source}, line {number}: no such image: {path}")
+                raise FileNotFoundError(f"{source}, read as a list of images, line {number}: no such image: {path}")
             inside = not Path(name).is_absolute() and ".." not in Path(name).parts
             pairs.append((path, Path(name) if inside else Path(path.name)))
     else:
@@ -97,22 +97,30 @@ def predict_folder(
 
     Returns:
         The folder ``save_dir``.
+
+    Raises:
+        ValueError: naming the images that failed, after all others have been predicted.
     """
     save_dir = Path(save_dir)
     palette = task.palette
     model.eval()
     names = picture_names(images)
+    failures: list[str] = []
     for (path, _), name in zip(tqdm(images, desc="predicting", unit="img", disable=None), names):
-        image = read_image(path)
         try:
+            image = read_image(path)
             classes = predict_classes(task, model, image, **options)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            failures.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            continue
         pseudo = Image.fromarray(classes.astype(np.uint8))
         pseudo.putpalette(palette.reshape(-1).tolist())  # makes it a picture of mode P
         _write_png(save_dir / "pseudo_color_prediction" / name, pseudo)
         added = overlay(image[..., ::-1], colourise(classes, palette))
         _write_png(save_dir / "added_prediction" / name, Image.fromarray(added))
+    if failures:
+        done = f"{len(images) - len(failures)} of {len(images)} images were predicted"
+        raise ValueError("\n  ".join([f"{done} into {save_dir}; these failed:", *failures]))
     return save_dir
 
 

@@ -21,6 +21,7 @@ from paddle_vheat import __version__
 from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.engine.checkpoint import (
     CheckpointError,
+    list_checkpoints,
     newest_checkpoint,
     optimizer_arrays,
     prune_checkpoints,
@@ -152,6 +153,14 @@ class Trainer:
         self.save_dir.mkdir(parents=True, exist_ok=True)
         if options.resume_model is not None:
             self._resume(options.resume_model)
+            if self.iteration == options.iters:
+                self.say(f"the run is complete ({self.iteration} of {options.iters} iterations); nothing to do")
+                return {"iteration": self.iteration, "best": self.best, "stopped": None}
+        elif list_checkpoints(self.save_dir):
+            raise CheckpointError(
+                f"{self.save_dir} holds a run already ({list_checkpoints(self.save_dir)[-1].name}): continue it with "
+                "--resume_model auto, or give another --save_dir"
+            )
         network = self.model
         if self.ranks > 1:
             # A PaddleSeg model may hold layers that its forward pass does not use.
@@ -206,7 +215,7 @@ class Trainer:
             rank=self.rank,
             ranks=self.ranks,
         )
-        loader = load_batches(dataset, options.num_workers, batch_sampler=sampler)
+        loader = load_batches(dataset, sampler, options.num_workers)
         self._bar = tqdm(
             total=options.iters,
             initial=self.iteration,
@@ -311,11 +320,7 @@ class Trainer:
             part = float(np.mean([float(parts[name]) for _, parts in self._log_losses]))
             text += f", {name} {part:.4f}"
             self._scalar(f"Train/{name}", part)
-        if self._bar.disable:
-            self.say(text)
-        elif self.is_main:
-            with (self.save_dir / "train.log").open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self.say(text)
         self._reset_log()
 
     # --- evaluation and checkpoints -------------------------------------------------------------
@@ -429,7 +434,7 @@ class Trainer:
             raise CheckpointError(f"{folder}: was saved with {state['optimizer']}, and this run is with {kind}")
         if "model.pdopt" not in arrays or "model.pdparams" not in arrays:
             raise CheckpointError(f"{folder}: holds no model and optimizer to resume from")
-        if state["iteration"] >= self.options.iters:
+        if state["iteration"] > self.options.iters:
             raise CheckpointError(
                 f"{folder} is of iteration {state['iteration']}, and the run ends at {self.options.iters}"
             )

@@ -300,7 +300,7 @@ def test_a_file_is_no_folder(task, tmp_path):
         (None, [None, 3, None, None]),
         ([1, 3, 32, 64], [1, 3, 32, 64]),
         ([-1, 3, -1, -1], [None, 3, None, None]),
-        ([0, 1, 64, 64], [None, 1, 64, 64]),
+        ([-1, 1, 64, 64], [None, 1, 64, 64]),
     ],
 )
 def test_input_shapes(shape, parsed):
@@ -314,6 +314,8 @@ def test_input_shapes(shape, parsed):
         ([1, 3, 64, 31], "W must be at least 32 pixels, got 31"),
         ([1, 3, 64, -1], "H and W must both be fixed or both be -1"),
         ([1, -1, 64, 64], "the number of channels must be given"),
+        ([0, 3, 64, 64], r"at least 1, or -1, got \[0, 3, 64, 64\]"),
+        ([1, 3, -2, -2], r"at least 1, or -1"),
         ([3, 64, 64], r"expected N C H W, got \[3, 64, 64\]"),
     ],
 )
@@ -323,7 +325,7 @@ def test_input_shapes_that_cannot_be(shape, message):
 
 
 def test_channels_that_the_model_does_not_take(task, tmp_path):
-    with pytest.raises(ValueError, match="3 channels"):
+    with pytest.raises(ValueError, match="C must be 3, the model's channels, got 4"):
         export_model(task, tmp_path / "out", [1, 4, 64, 64], say=quiet)
     assert os.listdir(tmp_path) == []
 

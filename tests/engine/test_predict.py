@@ -97,7 +97,9 @@ def test_empty_list(tmp_path):
 
 def test_list_with_an_image_that_is_not_there(images):
     (images / "list.txt").write_text("top.png\nabsent.png\n", encoding="utf-8")
-    with pytest.raises(FileNotFoundError, match=r"list\.txt, line 2: no such image: .*absent\.png"):
+    with pytest.raises(
+        FileNotFoundError, match=r"list\.txt, read as a list of images, line 2: no such image: .*absent\.png"
+    ):
         list_images(images / "list.txt")
 
 
@@ -240,3 +242,29 @@ def test_preview_keeps_the_mode(task):
     assert len(task.preview(task.model, count=99)) == tiny.VAL_SCENES
     assert task.model.training
     task.model.eval()
+
+
+def test_a_broken_image_does_not_stop_the_others(cityscapes, tmp_path):
+    task = tiny.make_task(tiny.cityscapes_config(cityscapes))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no image")
+    Image.fromarray(np.zeros((64, 128, 3), np.uint8)).save(folder / "b.png")
+    with pytest.raises(ValueError, match=r"(?s)1 of 2 images were predicted.*a\.png: cannot be decoded"):
+        predict_folder(task, task.model, list_images(folder), tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out" / "added_prediction").iterdir()] == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"is_slide": True}, "needs crop_size and stride"),
+        ({"is_slide": True, "crop_size": [32, 32], "stride": [33, 32]}, "larger than the window"),
+        ({"aug_eval": True, "scales": [1.0, 0.0]}, "scales must be positive"),
+    ],
+)
+def test_options_are_checked_before_anything_is_run(cityscapes, tmp_path, options, message):
+    task = tiny.make_task(tiny.cityscapes_config(cityscapes))
+    with pytest.raises(ValueError, match=message) as error:
+        task.evaluate(task.model, **options)
+    assert ".png" not in str(error.value)

@@ -528,8 +528,18 @@ def test_resume_of_a_damaged_checkpoint(trained, file):
 
 def test_resume_of_a_finished_run(trained):
     config, out = trained
-    with pytest.raises(CheckpointError, match="iter_4 is of iteration 4, and the run ends at 4"):
-        train(tiny.make_task(config), out, iters=4, resume_model="auto")
+    task = tiny.make_task(config)
+    result = train(task, out, iters=4, resume_model="auto")
+    assert (result["iteration"], result["stopped"]) == (4, None)
+    assert "the run is complete (4 of 4 iterations)" in (out / "train.log").read_text(encoding="utf-8")
+    with pytest.raises(CheckpointError, match="iter_4 is of iteration 4, and the run ends at 3"):
+        train(tiny.make_task(config), out, iters=3, resume_model="auto")
+
+
+def test_a_new_run_does_not_mix_with_an_earlier_one(trained):
+    config, out = trained
+    with pytest.raises(CheckpointError, match=r"holds a run already \(iter_4\): continue it with --resume_model auto"):
+        train(tiny.make_task(config), out, iters=4)
 
 
 def test_resume_with_ema_of_a_run_without(trained):

@@ -306,7 +306,8 @@ class ClassificationTask:
         rank, ranks = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
         share = paddle.io.Subset(self.val_dataset, list(range(rank, len(self.val_dataset), ranks)))
         size = int(self._get("DataLoader.Eval.sampler.batch_size"))
-        loader = load_batches(share, num_workers, batch_size=size, shuffle=False)
+        batches = [range(i, min(i + size, len(share))) for i in range(0, len(share), size)]
+        loader = load_batches(share, batches, num_workers)
         topk = [min(k, self.num_classes) for k in self._topk]
         counts = np.zeros(len(topk) + 2)  # right answers per k, sum of losses, images
         was_training = model.training

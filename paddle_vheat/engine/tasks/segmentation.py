@@ -179,12 +179,39 @@ class SegmentationTask:
                 f"{self.source}: '{key}.dataset_root' is {root!r}, and there is no such folder; put the data there, "
                 f"or give --opts {key}.dataset_root=FOLDER"
             )
+        if block.get("type") == "Cityscapes":
+            self._check_cityscapes(Path(root), str(block.get("mode", "train")), key)
         dataset = self._clear(lambda: getattr(self._builder, key))
         if len(dataset) == 0:
             raise ConfigError(f"{self.source}: {key!r} finds no images in {root}")
         if hasattr(dataset, "file_list"):
             dataset.file_list.sort()  # ADE20K lists its folder in the file system's order
+            absent = [path for pair in dataset.file_list for path in pair if path and not Path(path).is_file()]
+            if absent:
+                raise FileNotFoundError(
+                    f"{self.source}: '{key}': {len(absent)} files are missing, the first is {absent[0]}"
+                )
         return dataset
+
+    def _check_cityscapes(self, root: Path, mode: str, key: str) -> None:
+        """PaddleSeg pairs sorted images with sorted labels: one missing label would shift all that follow."""
+        images, labels = root / "leftImg8bit" / mode, root / "gtFine" / mode
+        for folder in (images, labels):
+            if not folder.is_dir():
+                raise FileNotFoundError(f"{self.source}: '{key}': no such folder: {folder}")
+        endings = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"
+        stems = [
+            {str(path.relative_to(folder))[: -len(ending)] for path in folder.glob(f"*/*{ending}")}
+            for folder, ending in zip((images, labels), endings)
+        ]
+        every = stems[0] | stems[1]
+        for found, folder, ending in zip(stems, (images, labels), endings):
+            absent = sorted(every - found)
+            if absent:
+                raise FileNotFoundError(
+                    f"{self.source}: '{key}': {len(absent)} of {len(every)} pairs are incomplete, the first: "
+                    f"no {folder / absent[0]}{ending}"
+                )
 
     @cached_property
     def train_dataset(self) -> Any:
@@ -304,8 +331,9 @@ class SegmentationTask:
 
     def evaluate(self, model: Any, **options: Any) -> dict[str, Any]:
         """Scores of a model on the validation set; see :func:`paddle_vheat.engine.evaluate.evaluate`."""
-        from paddle_vheat.engine.evaluate import evaluate
+        from paddle_vheat.engine.evaluate import check_options, evaluate
 
+        check_options({**self.test_options, **options})
         return evaluate(model, self.val_dataset, self.class_names, **{**self.test_options, **options})
 
     @property
@@ -318,8 +346,10 @@ class SegmentationTask:
 
     def predict(self, images: list[tuple[Path, Path]], save_dir: str | Path, **options: Any) -> str:
         """Write pictures of the predictions; see :func:`paddle_vheat.engine.predict.predict_folder`."""
+        from paddle_vheat.engine.evaluate import check_options
         from paddle_vheat.engine.predict import predict_folder
 
+        check_options({**self.test_options, **options})
         folder = predict_folder(self, self.model, images, save_dir, **options)
         return f"{folder}/pseudo_color_prediction and {folder}/added_prediction"
 
