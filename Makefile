@@ -11,7 +11,7 @@ demo: $(VENV)/.run
 	$(PY) tools/demo.py
 
 demo-cls: $(VENV)/.run
-	$(PY) train.py --config configs/demo_digits.yml --do_eval --save_dir output/digits
+	$(PY) train.py --config configs/demo_digits.yml --do_eval --save_dir output/digits --resume_model auto
 	$(PY) val.py --config configs/demo_digits.yml --model_path output/digits/best_model
 
 test: $(VENV)/.dev

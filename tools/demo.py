@@ -120,7 +120,7 @@ def main() -> None:
     opts = ["--opts", *args.opts] if args.opts else []
     start = time.perf_counter()
     keep_aside(ROOT / out)
-    (ROOT / out).mkdir(parents=True)
+    (ROOT / out).mkdir(parents=True, exist_ok=True)
     (ROOT / out / MARK).touch()
     run("-m", "paddle_vheat.data.street_scenes", "--output", DATA)
     run(
