@@ -79,6 +79,8 @@ class Trainer:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
         if options.early_stop_intervals is not None and options.early_stop_intervals < 1:
             raise ValueError(f"early_stop_intervals must be at least 1, got {options.early_stop_intervals}")
+        if options.early_stop_intervals is not None and not options.do_eval:
+            raise ValueError("--early_stop_intervals needs --do_eval: it counts evaluations")
         self.save_dir = Path(options.save_dir)
         self.rank = paddle.distributed.get_rank()
         self.ranks = paddle.distributed.get_world_size()

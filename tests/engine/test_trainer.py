@@ -679,3 +679,9 @@ def test_two_losses_are_reported_and_sum_up(cityscapes):
     total, parts = task.forward_loss(task.model, batch)
     assert list(parts) == ["loss_0", "loss_1"]
     assert relative_error(total.numpy(), sum(part.numpy() for part in parts.values())) < 1e-6
+
+
+def test_early_stop_needs_evaluation(trained, tmp_path):
+    config, _ = trained
+    with pytest.raises(ValueError, match="needs --do_eval"):
+        train(tiny.make_task(config), tmp_path / "new", iters=2, early_stop_intervals=1)
