@@ -315,7 +315,9 @@ class ClassificationTask:
         try:
             show = None if progress and rank == 0 else True
             with paddle.no_grad():
-                for batch in tqdm(loader, desc="evaluating", unit="batch", disable=show):
+                for batch in tqdm(
+                    loader, total=len(batches), desc="evaluating", unit="batch", leave=False, disable=show
+                ):
                     if autocast is None:
                         logits = model(batch["img"])
                     else:
