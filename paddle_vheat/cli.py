@@ -47,6 +47,11 @@ def _common(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _add_model_path(parser: argparse.ArgumentParser) -> None:
+    text = "checkpoint: .pdparams, .safetensors, or a folder with model.pdparams; needed"
+    parser.add_argument("--model_path", help=text)
+
+
 def _add_test_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--aug_eval", action="store_true", help="average over --scales and flips")
     parser.add_argument("--scales", nargs="+", type=float, default=[1.0], help="for --aug_eval; default 1.0")
@@ -188,9 +193,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def val_parser() -> argparse.ArgumentParser:
     parser = _common("Evaluate a trained model on the validation set.")
-    parser.add_argument(
-        "--model_path", help="checkpoint: .pdparams, .safetensors, or a folder with model.pdparams; needed"
-    )
+    _add_model_path(parser)
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read images; default 0")
     parser.add_argument("--json", metavar="FILE", help="also write the scores to a JSON file")
     _add_test_options(parser)
@@ -223,9 +226,7 @@ def _val(args: argparse.Namespace) -> int:
 
 def predict_parser() -> argparse.ArgumentParser:
     parser = _common("Predict images and write pictures of the result.")
-    parser.add_argument(
-        "--model_path", help="checkpoint: .pdparams, .safetensors, or a folder with model.pdparams; needed"
-    )
+    _add_model_path(parser)
     parser.add_argument("--image_path", required=True, help="image, folder of images, or list file")
     parser.add_argument("--save_dir", default="output/result", help="folder for the pictures; default output/result")
     _add_test_options(parser)
@@ -249,9 +250,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 def export_parser() -> argparse.ArgumentParser:
     parser = _common("Export a trained model for Paddle Inference, and check that it gives the same results.")
-    parser.add_argument(
-        "--model_path", help="checkpoint: .pdparams, .safetensors, or a folder with model.pdparams; needed"
-    )
+    _add_model_path(parser)
     parser.add_argument("--save_dir", default="output/inference_model", help="default output/inference_model")
     parser.add_argument(
         "--input_shape",

@@ -165,7 +165,7 @@ def _tensors(batch: Any) -> Any:
     return paddle.to_tensor(batch)
 
 
-class IterationSampler(paddle.io.BatchSampler):
+class IterationSampler:
     """Batches of (position, index) from ``start`` to ``iters`` iterations, for one process of several.
 
     Epochs are shuffled by (seed, epoch) and follow each other without a gap: a batch may span two, and none is

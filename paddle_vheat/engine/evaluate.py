@@ -14,20 +14,19 @@ from paddle_vheat.engine.metrics import SegmentationScores, confusion_matrix
 from paddle_vheat.integrations.paddleseg import infer
 
 
-class _Share(paddle.io.Dataset):
-    """Every ``ranks``-th sample of a dataset, from ``rank`` on."""
+class _Samples(paddle.io.Dataset):
+    """A PaddleSeg dataset's image, label, coded transforms and index, as arrays."""
 
-    def __init__(self, dataset: Any, rank: int, ranks: int) -> None:
+    def __init__(self, dataset: Any) -> None:
         super().__init__()
         self.dataset = dataset
-        self.indices = range(rank, len(dataset), ranks)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.dataset)
 
     def __getitem__(self, i: int) -> tuple[Any, ...]:
-        item = self.dataset[self.indices[i]]
-        return item["img"], item["label"], code_undo(item["trans_info"]), np.int64(self.indices[i])
+        item = self.dataset[i]
+        return item["img"], item["label"], code_undo(item["trans_info"]), np.int64(i)
 
 
 _UNDO = ("resize", "padding")
@@ -129,8 +128,8 @@ def evaluate(
         "confusion" (the matrix). Equal on every process.
     """
     rank, ranks = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
-    share = _Share(dataset, rank, ranks)
-    loader = load_batches(share, [[i] for i in range(len(share))], num_workers)
+    share = range(rank, len(dataset), ranks)
+    loader = load_batches(_Samples(dataset), [[i] for i in share], num_workers)
     matrix = np.zeros((len(class_names), len(class_names)), np.int64)
     was_training = model.training
     model.eval()

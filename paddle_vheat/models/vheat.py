@@ -173,7 +173,6 @@ class Stage(nn.Layer):
         self.blocks = nn.LayerList([Block(channels, rate, post_norm, layer_scale) for rate in drop_paths])
         self.downsample = Downsample(channels) if downsample else None
         self.recompute = False
-        self.folded_size: tuple[int, int] | None = None
 
     def embedding_for(self, x: Tensor) -> Tensor | None:
         """The frequency embedding, resized bicubically to the plate of ``x`` (B, H, W, C) where that differs."""
@@ -201,7 +200,6 @@ class Stage(nn.Layer):
         for block in self.blocks:
             block.hco = FoldedHeatConduction2D(block.hco, embedding)
         self.frequency_embedding = None
-        self.folded_size = size
 
 
 class VHeat(nn.Layer):

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -170,6 +171,20 @@ def _finished(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
     return value
 
 
+@contextmanager
+def errors_naming(path: Path) -> Iterator[None]:
+    """Inside, whatever goes wrong with a file becomes an UnsafeFileError that names it."""
+    try:
+        yield
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{path}: {error}") from error
+    except Exception as error:
+        # A damaged file can fail in any way: EOFError, KeyError, ValueError, UnicodeDecodeError ...
+        raise UnsafeFileError(
+            f"{path}: damaged or truncated ({path.stat().st_size} bytes; {type(error).__name__}: {error})"
+        ) from error
+
+
 def load_arrays(path: str | Path) -> Any:
     """Read a file written by ``paddle.save`` (or pickled arrays) without running code from it.
 
@@ -189,12 +204,5 @@ def load_arrays(path: str | Path) -> Any:
             kind = "is empty" if not head else f"starts with {head!r}"
             raise UnsafeFileError(f"{path}: not a file of Paddle weights (it {kind}, a pickle starts with b'\\x80')")
         file.seek(0)
-        try:
+        with errors_naming(path):
             return ArrayUnpickler(file).load()
-        except UnsafeFileError as error:
-            raise UnsafeFileError(f"{path}: {error}") from error
-        except Exception as error:
-            # A damaged pickle can fail in any way: EOFError, KeyError, ValueError, UnicodeDecodeError ...
-            raise UnsafeFileError(
-                f"{path}: damaged or truncated ({path.stat().st_size} bytes; {type(error).__name__}: {error})"
-            ) from error

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_vheat.weights.safe_pickle import ARRAY_BUILDERS, STATEFUL, ArrayUnpickler, UnsafeFileError
+from paddle_vheat.weights.safe_pickle import ARRAY_BUILDERS, STATEFUL, ArrayUnpickler, UnsafeFileError, errors_naming
 
 # bfloat16 has no NumPy dtype: it is read as uint16 and widened to float32 below.
 _STORAGE_DTYPES = {
@@ -153,18 +153,11 @@ def read_torch_file(path: str | Path) -> Any:
         else:
             kind = f"of an unknown kind (it starts with {head!r})"
         raise UnsafeFileError(f"{path}: expected a zip-format PyTorch checkpoint, but it is {kind}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise UnsafeFileError("a zip archive, but not a PyTorch checkpoint (no data.pkl in it)")
-            unpickler = _TorchUnpickler(archive, pickles[0][: -len("data.pkl")], path.stat().st_size)
-            if f"{unpickler.root}byteorder" in archive.namelist() and unpickler.read_entry("byteorder") != b"little":
-                raise UnsafeFileError("written on a big-endian machine, which is not supported")
-            return unpickler.load()
-    except UnsafeFileError as error:
-        raise UnsafeFileError(f"{path}: {error}") from error
-    except Exception as error:
-        raise UnsafeFileError(
-            f"{path}: damaged or truncated ({path.stat().st_size} bytes; {type(error).__name__}: {error})"
-        ) from error
+    with errors_naming(path), zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise UnsafeFileError("a zip archive, but not a PyTorch checkpoint (no data.pkl in it)")
+        unpickler = _TorchUnpickler(archive, pickles[0][: -len("data.pkl")], path.stat().st_size)
+        if f"{unpickler.root}byteorder" in archive.namelist() and unpickler.read_entry("byteorder") != b"little":
+            raise UnsafeFileError("written on a big-endian machine, which is not supported")
+        return unpickler.load()

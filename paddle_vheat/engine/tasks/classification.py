@@ -304,10 +304,10 @@ class ClassificationTask:
         if options:
             raise ValueError(f"options of segmentation, given with a classification model: {', '.join(options)}")
         rank, ranks = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
-        share = paddle.io.Subset(self.val_dataset, list(range(rank, len(self.val_dataset), ranks)))
+        share = range(rank, len(self.val_dataset), ranks)
         size = int(self._get("DataLoader.Eval.sampler.batch_size"))
-        batches = [range(i, min(i + size, len(share))) for i in range(0, len(share), size)]
-        loader = load_batches(share, batches, num_workers)
+        batches = [share[i : i + size] for i in range(0, len(share), size)]
+        loader = load_batches(self.val_dataset, batches, num_workers)
         topk = [min(k, self.num_classes) for k in self._topk]
         counts = np.zeros(len(topk) + 2)  # right answers per k, sum of losses, images
         was_training = model.training
