@@ -401,6 +401,8 @@ class Trainer:
         }
         if self.ema is not None:
             arrays["ema_model.pdparams"] = self.ema.state_dict()
+        if self._loss_state():
+            arrays["loss.pdparams"] = self._loss_state()
         state = {
             "best": self.best,
             "stale_intervals": self.stale_intervals,
@@ -419,6 +421,10 @@ class Trainer:
         folder = save_checkpoint(self.save_dir, self.iteration, arrays, state)
         prune_checkpoints(self.save_dir, self.options.keep_checkpoint_max, self.iteration)
         self.say(f"saved {folder}")
+
+    def _loss_state(self) -> dict[str, Any]:
+        """What the losses remember, such as a memory bank."""
+        return self.task.loss_layers.state_dict() if hasattr(self.task, "loss_layers") else {}
 
     def _resume(self, where: str) -> None:
         folder: Path | None = Path(where)
@@ -442,6 +448,10 @@ class Trainer:
             )
         load_state(self.model, arrays["model.pdparams"], str(folder / "model.pdparams"))
         restore_optimizer(self.optimizer, self.model, arrays["model.pdopt"])
+        if self._loss_state():
+            if "loss.pdparams" not in arrays:
+                raise CheckpointError(f"{folder}: holds no state of the losses, and this run's have one")
+            load_state(self.task.loss_layers, arrays["loss.pdparams"], str(folder / "loss.pdparams"))
         with warnings.catch_warnings():
             # LinearWarmup says so of its own state, always.
             warnings.filterwarnings("ignore", "There are some unused values in state_dict")

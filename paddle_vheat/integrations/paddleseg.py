@@ -3,26 +3,29 @@
     import paddle_vheat.integrations.paddleseg
 
 It registers the backbones ``vHeat`` (any widths and depths), ``vHeat_tiny``, ``vHeat_small`` and ``vHeat_base``,
-and the model ``UPerNetMMSeg`` (UPerNet in the layout of the published weights), and mends what is broken in the
-installed PaddleSeg on the installed Paddle (``docs/paddleseg.md`` lists it).
+the models ``UPerNetMMSeg`` (UPerNet in the layout of the published weights), ``UPerNetContrast`` (the same with a
+projection head) and ``PixelContrastSegmentor`` (both heads on any backbone), and the loss ``PixelContrastLoss``, and
+mends what is broken in the installed PaddleSeg on the installed Paddle (``docs/paddleseg.md`` lists it).
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from paddleseg.core import infer as infer
 from paddleseg.cvlibs import Config, SegBuilder, manager
 from paddleseg.transforms import Compose as Compose
-from paddleseg.utils import logger
+from paddleseg.utils import logger, utils
 from paddleseg.utils.visualize import get_color_map_list as get_color_map_list
 
 from paddle_vheat.integrations._paddleseg_mends import apply_mends
-from paddle_vheat.models import VARIANTS, UPerNet, VHeat
-from paddle_vheat.weights.loading import LoadReport, load_segmentor, load_state, read_weights
+from paddle_vheat.losses import PixelContrastLoss
+from paddle_vheat.models import VARIANTS, UPerNet, VHeat, contrast
+from paddle_vheat.weights.loading import LoadReport, load_segmentor, load_state, load_weights, read_weights
 
 APPLIED_MENDS = apply_mends()
 
@@ -48,7 +51,7 @@ def _register(registry: Any, component: Any) -> Any:
     name = component.__name__
     taken = registry.components_dict.get(name)
     if taken is not None:
-        if getattr(taken, "__module__", None) == __name__:
+        if getattr(taken, "__module__", None) == component.__module__:
             return component
         raise RuntimeError(f"PaddleSeg already has a component {name!r}, from {taken.__module__}")
     return registry.add_component(component)
@@ -133,9 +136,91 @@ class UPerNetMMSeg(UPerNet):
             logger.info(f"UPerNetMMSeg from {pretrained}: {load_segmentor(self, pretrained)}")
 
 
+class UPerNetContrast(contrast.UPerNetContrast):
+    """:class:`paddle_vheat.models.UPerNetContrast` as a PaddleSeg model.
+
+    Args:
+        num_classes, backbone, channels, aux_channels, dropout, proj_dim: see the parent class.
+        pretrained: as of :class:`UPerNetMMSeg`; a checkpoint without a projection head leaves it as initialised.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Any,
+        channels: int = 512,
+        aux_channels: int = 256,
+        dropout: float = 0.1,
+        proj_dim: int = 256,
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__(num_classes, backbone, channels, aux_channels, dropout, proj_dim)
+        if pretrained is not None:
+            logger.info(f"UPerNetContrast from {pretrained}: {load_segmentor(self, pretrained)}")
+
+
+class PixelContrastSegmentor(contrast.PixelContrastSegmentor):
+    """:class:`paddle_vheat.models.PixelContrastSegmentor` as a PaddleSeg model.
+
+    Args:
+        num_classes, backbone, proj_dim, drop_prob, backbone_indices, align_corners: see the parent class.
+        pretrained: path of a checkpoint of the whole model, such as PaddleSeg's of ``HRNetW48Contrast``, loaded
+            strictly.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: Any,
+        proj_dim: int = 256,
+        drop_prob: float = 0.1,
+        backbone_indices: Sequence[int] | None = None,
+        align_corners: bool = False,
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__(num_classes, backbone, proj_dim, drop_prob, backbone_indices, align_corners)
+        if pretrained is not None:
+            logger.info(f"PixelContrastSegmentor from {pretrained}: {load_weights(self, pretrained)}")
+
+
 for _backbone in (vHeat, vHeat_tiny, vHeat_small, vHeat_base):
     _register(manager.BACKBONES, _backbone)
-_register(manager.MODELS, UPerNetMMSeg)
+for _model in (UPerNetMMSeg, UPerNetContrast, PixelContrastSegmentor):
+    _register(manager.MODELS, _model)
+_register(manager.LOSSES, PixelContrastLoss)
+
+
+def load_pretrained(model: Any, path: str) -> None:
+    """Fill a model or backbone from a checkpoint, in the place of PaddleSeg's function of this purpose.
+
+    PaddleSeg's only warns of what is missing or of another shape, goes on with random numbers there, and runs what
+    code the file holds. Here both are errors; what the file has beyond the model, such as an ImageNet classifier,
+    is passed over and said.
+
+    Args:
+        path: a file in Paddle's format or ``.safetensors``, or an address that PaddleSeg can download.
+    """
+    if path is None:
+        return
+    if "://" in path:
+        path = utils.download_pretrained_model(path)
+    state, wanted = read_weights(path), model.state_dict()
+    beyond = [name for name in state if name not in wanted]
+    report = load_state(model, {name: value for name, value in state.items() if name in wanted}, str(path))
+    logger.info(f"{type(model).__name__} from {path}: {report}")
+    if beyond:
+        logger.warning(f"{path}: not needed, passed over: {', '.join(beyond[:5])}{', ...' if beyond[5:] else ''}")
+
+
+@contextlib.contextmanager
+def strict_pretraining() -> Iterator[None]:
+    """PaddleSeg's own models and backbones load their ``pretrained`` by :func:`load_pretrained` while this lasts."""
+    original = utils.load_pretrained_model
+    utils.load_pretrained_model = load_pretrained
+    try:
+        yield
+    finally:
+        utils.load_pretrained_model = original
 
 
 class DictConfig(Config):

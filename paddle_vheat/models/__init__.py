@@ -1,7 +1,18 @@
-"""Models: the vHeat trunk, its classifier, and UPerNet in the published layout."""
+"""Models: the vHeat trunk, its classifier, UPerNet in the published layout, and segmentors for pixel contrast."""
 
+from paddle_vheat.models.contrast import PixelContrastSegmentor, ProjectionHead, UPerNetContrast
 from paddle_vheat.models.registry import create_model, list_models
 from paddle_vheat.models.upernet import UPerNet
 from paddle_vheat.models.vheat import VARIANTS, VHeat, VHeatClassifier
 
-__all__ = ["VARIANTS", "UPerNet", "VHeat", "VHeatClassifier", "create_model", "list_models"]
+__all__ = [
+    "VARIANTS",
+    "PixelContrastSegmentor",
+    "ProjectionHead",
+    "UPerNet",
+    "UPerNetContrast",
+    "VHeat",
+    "VHeatClassifier",
+    "create_model",
+    "list_models",
+]

@@ -76,8 +76,12 @@ class UPerHead(nn.Layer):
         resized = levels[:1] + [resize_bilinear(level, size) for level in levels[1:]]
         return self.fuse(paddle.concat(resized, axis=1))
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of the map that :meth:`forward_features` gives."""
+        return self.classifier(self.dropout(features))
+
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        return self.classifier(self.dropout(self.forward_features(maps)))
+        return self.classify(self.forward_features(maps))
 
 
 class FCNHead(nn.Layer):

@@ -239,10 +239,11 @@ def load_segmentor(model: Any, path: str | Path) -> LoadReport:
 
     From a classifier's checkpoint, the decoder, the auxiliary head and the backbone's output norms start anew, and
     the classifier's own head is not needed. From a segmentor of another number of classes, exactly the pixel
-    classifiers start anew.
+    classifiers start anew. A projection head, which only :class:`paddle_vheat.models.UPerNetContrast` has, starts
+    anew if the file has none.
 
     Args:
-        model: :class:`paddle_vheat.models.UPerNet`.
+        model: :class:`paddle_vheat.models.UPerNet` or ``UPerNetContrast``.
 
     Returns:
         The report; ``fresh`` names what started anew.
@@ -251,12 +252,13 @@ def load_segmentor(model: Any, path: str | Path) -> LoadReport:
         ValueError: for anything else that is missing, left over or of another shape.
     """
     state = read_weights(path)
+    new_head = () if any(name.startswith("proj_head.") for name in state) else ("proj_head.",)
     if "head.weight" in state and not any(name.startswith("decode_head.") for name in state):
-        fresh = ("decode_head.", "auxiliary_head.", "backbone.outnorm")
+        fresh = ("decode_head.", "auxiliary_head.", "backbone.outnorm", *new_head)
         return load_state(model, state, str(path), fresh, unused_prefixes=("norm.", "head."))
     classifiers = tuple(f"{head}.classifier." for head in ("decode_head", "auxiliary_head"))
     theirs = {len(v) for name, v in state.items() if name.startswith(classifiers) and name.endswith("bias")}
     if len(theirs) == 1 and theirs != {model.num_classes}:
         state = {name: value for name, value in state.items() if not name.startswith(classifiers)}
-        return load_state(model, state, str(path), classifiers)
-    return load_state(model, state, str(path))
+        return load_state(model, state, str(path), (*classifiers, *new_head))
+    return load_state(model, state, str(path), new_head)

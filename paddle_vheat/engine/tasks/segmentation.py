@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_vheat._paddle import nn
 from paddle_vheat.config import ConfigError, did_you_mean
 from paddle_vheat.data.street_scenes import CLASS_NAMES as CITYSCAPES_NAMES
 from paddle_vheat.data.street_scenes import PALETTE as CITYSCAPES_PALETTE
@@ -166,7 +167,8 @@ class SegmentationTask:
 
     @cached_property
     def model(self) -> Any:
-        return self._clear(lambda: self._builder.model)
+        with seg.strict_pretraining():
+            return self._clear(lambda: self._builder.model)
 
     def _dataset(self, key: str) -> Any:
         block = self.config.get(key)
@@ -231,7 +233,20 @@ class SegmentationTask:
 
     @cached_property
     def losses(self) -> dict[str, Any]:
-        return self._clear(lambda: self._builder.loss)
+        losses = self._clear(lambda: self._builder.loss)
+        for loss in losses["types"]:
+            for part in getattr(loss, "losses", [loss]):
+                if hasattr(part, "calls_per_iteration"):
+                    part.calls_per_iteration = self.accumulation
+        return losses
+
+    @cached_property
+    def loss_layers(self) -> Any:
+        """The losses in one layer: its state, such as a memory bank, belongs into checkpoints."""
+        found: list[Any] = []
+        for loss in self.losses["types"]:
+            found += [part for part in getattr(loss, "losses", [loss]) if not any(part is other for other in found)]
+        return nn.LayerList(found)
 
     @property
     def clip_norm(self) -> float | None:
