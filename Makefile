@@ -22,7 +22,7 @@ test-all: $(VENV)/.dev
 
 # The package itself (PaddleSeg apart) on NumPy 2, laid over the same environment.
 test-numpy2: $(VENV)/.dev build/numpy2/.done
-	PYTHONPATH=build/numpy2 $(PY) -m pytest tests/ops tests/models tests/weights tests/test_import.py -m "not slow"
+	PYTHONPATH=build/numpy2 $(PY) -m pytest tests/ops tests/models tests/losses tests/weights tests/test_import.py -m "not slow"
 
 # The PaddleClas tests on its real wheel, in an environment of its own; `make test` runs them on a stand-in.
 test-clas: $(VENV)-clas/.done
