@@ -144,13 +144,13 @@ class UPerNetContrast(UPerNet):
         self.proj_head = ProjectionHead(channels, proj_dim)
 
     def forward(self, x: Tensor) -> list[Any]:
-        if not self.training:
-            return super().forward(x)
         size = spatial_size(x)
         maps = self.backbone(x)
         features = self.decode_head.forward_features(maps)
         small = self.decode_head.classify(features)
-        outputs = [resize_bilinear(small, size), {"seg": small, "embed": self.proj_head(features)}]
-        if self.auxiliary_head is not None:
+        outputs: list[Any] = [resize_bilinear(small, size)]
+        if self.training:
+            outputs.append({"seg": small, "embed": self.proj_head(features)})
+        if self.training and self.auxiliary_head is not None:
             outputs.append(resize_bilinear(self.auxiliary_head(maps[2]), size))
         return outputs

@@ -11,6 +11,7 @@ import pytest
 from paddle_vheat.config import load_config
 from paddle_vheat.engine.tasks import make_task
 from paddle_vheat.engine.trainer import Trainer, TrainOptions
+from paddle_vheat.losses import PixelContrastLoss
 from paddle_vheat.models import VHeat
 from tests.conftest import paddle
 from tests.engine import tiny
@@ -18,10 +19,13 @@ from tests.engine import tiny
 ALL = sorted(path for path in (tiny.REPOSITORY / "configs").glob("*.yml"))
 FILES = [path for path in ALL if "model" in load_config(path)]
 EXPECTED = {f"vheat_{size}_{data}.yml" for size in "tsb" for data in ("cityscapes", "ade20k")}
+CONTRAST = {"HRNet_W48_cityscapes_1024x512_60k.yml", "hrnet_w48_cityscapes_contrast_mem.yml", "demo_contrast.yml"} | {
+    f"vheat_{size}_cityscapes_contrast.yml" for size in "tb"
+}
 
 
 def test_all_of_them_are_there():
-    assert {path.name for path in FILES} >= EXPECTED | {"vheat_t_camvid.yml", "demo.yml"}
+    assert {path.name for path in FILES} >= EXPECTED | CONTRAST | {"vheat_t_camvid.yml", "demo.yml"}
 
 
 def values(config: Any, key: str) -> list[Any]:
@@ -59,6 +63,55 @@ def small_data(config: dict[str, Any], root: Path) -> tuple[int, int]:
     return 64, 64
 
 
+def check_upernet(model: Any, published: dict[str, Any], crop: list[int]) -> None:
+    backbone = published["backbone"]
+    width = {"vHeat_tiny": 96, "vHeat_small": 96, "vHeat_base": 128}.get(backbone["type"], backbone.get("embed_dim"))
+    assert isinstance(model.backbone, VHeat)
+    assert model.backbone.feat_channels == [width, 2 * width, 4 * width, 8 * width]
+    assert model.decode_head.classifier.weight.shape[1] == published["channels"]
+    wanted = backbone["img_size"]
+    assert model.backbone.img_size == ((wanted, wanted) if isinstance(wanted, int) else tuple(wanted))
+    # The frequency embeddings are made for the crop that the file trains with.
+    assert model.backbone.img_size == (crop[1], crop[0])
+
+
+def check_losses(task: Any, model: Any, contrast: bool) -> None:
+    types, coefficients = task.losses["types"], task.losses["coef"]
+    auxiliary = getattr(model, "auxiliary_head", None) is not None
+    assert len(types) == len(coefficients) == 1 + contrast + auxiliary
+    assert all(loss.ignore_index == 255 for loss in types)
+    assert [isinstance(loss, PixelContrastLoss) for loss in types] == [False, True, False][: len(types)] or not contrast
+    if contrast:
+        assert coefficients[:2] == [1.0, 0.1]
+        bank = types[1].bank
+        width = model.proj_head.proj[1].weight.shape[0]
+        assert bank is None or (bank.num_classes, bank.channels) == (model.num_classes, width)
+
+
+@pytest.mark.parametrize(
+    ("name", "iters", "width", "temperature", "views", "memory", "warm_up"),
+    [
+        ("HRNet_W48_cityscapes_1024x512_60k.yml", 60000, 720, 0.1, 100, 0, 0),
+        ("hrnet_w48_cityscapes_contrast_mem.yml", 40000, 256, 0.07, 1, 5000, 5000),
+    ],
+)
+def test_the_published_contrast_recipes(name, iters, width, temperature, views, memory, warm_up):
+    """The reproduction's run, and the paper's with a memory bank."""
+    config = load_config(tiny.REPOSITORY / "configs" / name)
+    assert (config["iters"], config["batch_size"], config["model"]["proj_dim"]) == (iters, 2, width)
+    assert config["optimizer"] == {"type": "SGD", "momentum": 0.9, "weight_decay": 5e-4}
+    schedule = config["lr_scheduler"]
+    assert (schedule["type"], schedule["learning_rate"], schedule["power"]) == ("PolynomialDecay", 0.01, 0.9)
+    task = make_task(config, name)
+    loss = task.losses["types"][1]
+    assert (loss.temperature, loss.base_temperature, loss.max_samples) == (temperature, 0.07, 1024)
+    assert (loss.max_views, loss.warmup_iters) == (views, warm_up)
+    if memory:
+        assert (loss.bank.memory_size, loss.bank.pixel_update_freq) == (5000, 10)
+    else:
+        assert loss.bank is None
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_one_step(path, tmp_path):
     """Model, optimizer, schedule and losses as published; the images, the crop and the batch are small."""
@@ -73,25 +126,24 @@ def test_one_step(path, tmp_path):
     model = task.model
     classes = {"Cityscapes": 19, "ADE20K": 150, "Dataset": 11}[config["train_dataset"]["type"]]
     assert model.num_classes == task.num_classes == len(task.class_names) == classes
-    backbone = published["model"]["backbone"]
-    width = {"vHeat_tiny": 96, "vHeat_small": 96, "vHeat_base": 128}.get(backbone["type"], backbone.get("embed_dim"))
-    assert model.backbone.feat_channels == [width, 2 * width, 4 * width, 8 * width]
-    assert model.decode_head.classifier.weight.shape[1] == published["model"]["channels"]
-    wanted = backbone["img_size"]
-    assert model.backbone.img_size == ((wanted, wanted) if isinstance(wanted, int) else tuple(wanted))
-    assert isinstance(model.backbone, VHeat)
-    assert len(task.losses["types"]) == len(task.losses["coef"]) == 2
-    assert all(loss.ignore_index == 255 for loss in task.losses["types"])
-
-    # The frequency embeddings are made for the crop that the file trains with.
     (crop,) = (t["crop_size"] for t in published["train_dataset"]["transforms"] if "crop_size" in t)
-    assert model.backbone.img_size == (crop[1], crop[0])
+    if published["model"]["type"].startswith("UPerNet"):
+        check_upernet(model, published["model"], crop)
+    else:
+        assert crop == [1024, 512]
+        assert model.backbone.feat_channels == [720]
+    check_losses(task, model, path.name in CONTRAST)
 
     # The first rates of the whole run: the schedule was built for the file's number of iterations.
     schedule = published["lr_scheduler"]
-    rise = (schedule["learning_rate"] - schedule["warmup_start_lr"]) / schedule["warmup_iters"]
-    assert task.lr_scheduler() == pytest.approx(schedule["warmup_start_lr"], rel=1e-9)
-    assert task.lr_scheduler.learning_rate.decay_steps == iters - schedule["warmup_iters"]
+    first = schedule.get("warmup_start_lr", schedule["learning_rate"])
+    assert task.lr_scheduler() == pytest.approx(first, rel=1e-9)
+    if "warmup_iters" in schedule:
+        second = first + (schedule["learning_rate"] - first) / schedule["warmup_iters"]
+        assert task.lr_scheduler.learning_rate.decay_steps == iters - schedule["warmup_iters"]
+    else:
+        second = first * (1 - 1 / iters) ** schedule["power"]
+        assert task.lr_scheduler.decay_steps == iters
 
     before = {name: parameter.numpy().copy() for name, parameter in model.named_parameters()}
     images = []
@@ -100,7 +152,7 @@ def test_one_step(path, tmp_path):
     result = trainer.run()
     assert result["iteration"] == 1
     assert images == [(1, 3, *size)]
-    assert task.lr_scheduler() == pytest.approx(schedule["warmup_start_lr"] + rise, rel=1e-9)
+    assert task.lr_scheduler() == pytest.approx(second, rel=1e-9)
     moved = 0
     for name, parameter in model.named_parameters():
         value = parameter.numpy()

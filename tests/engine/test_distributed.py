@@ -65,6 +65,7 @@ def digest(state):
 found = {
     "model": digest(task.model.state_dict()),
     "ema": digest(trainer.ema.state_dict()) if trainer.ema else None,
+    "loss": digest(task.loss_layers.state_dict()),
     "result": result,
     "seen": seen,
     "written": written,
