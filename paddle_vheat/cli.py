@@ -104,7 +104,8 @@ def _set_up(args: argparse.Namespace) -> Any:
     return make_task(config, args.config, *(getattr(args, n, None) for n in ("iters", "batch_size", "learning_rate")))
 
 
-def _load(task: Any, path: str | None) -> None:
+def load_checkpoint(task: Any, path: str | None) -> None:
+    """Fill a task's model from what ``--model_path`` says, strictly, and print what was loaded."""
     if path is None:
         raise ValueError("--model_path is needed: the checkpoint, such as output/best_model/model.pdparams")
     if Path(path).is_dir():
@@ -203,7 +204,7 @@ def val_parser() -> argparse.ArgumentParser:
 def _val(args: argparse.Namespace) -> int:
     options = _test_options(args)
     task = _set_up(args)
-    _load(task, args.model_path)
+    load_checkpoint(task, args.model_path)
     result = task.evaluate(task.model, num_workers=args.num_workers, **options)
     from paddle_vheat._paddle import paddle
 
@@ -239,7 +240,7 @@ def _predict(args: argparse.Namespace) -> int:
     from paddle_vheat.engine.predict import list_images
 
     images = list_images(args.image_path)
-    _load(task, args.model_path)
+    load_checkpoint(task, args.model_path)
     written = task.predict(images, args.save_dir, **options)
     print(f"{len(images)} images; written: {written}")
     return 0
@@ -267,7 +268,7 @@ def _export(args: argparse.Namespace) -> int:
     task = _set_up(args)
     from paddle_vheat.engine.export import export_model
 
-    _load(task, args.model_path)
+    load_checkpoint(task, args.model_path)
     export_model(task, args.save_dir, args.input_shape, args.output_op, say=lambda text: print(text, flush=True))
     print(f"written and checked: {args.save_dir} ({', '.join(sorted(os.listdir(args.save_dir)))})")
     return 0

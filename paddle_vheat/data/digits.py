@@ -28,7 +28,7 @@ LEVELS = 16
 def _load() -> tuple[np.ndarray, np.ndarray]:
     """Pictures uint8 (1797, 8, 8) and classes int64 (1797,)."""
     try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("the digits come with scikit-learn: pip install scikit-learn") from error
     bunch = load_digits()

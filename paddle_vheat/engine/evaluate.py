@@ -14,7 +14,7 @@ from paddle_vheat.engine.metrics import SegmentationScores, confusion_matrix
 from paddle_vheat.integrations.paddleseg import infer
 
 
-class _Samples(paddle.io.Dataset):
+class ValidationSamples(paddle.io.Dataset):
     """A PaddleSeg dataset's image, label, coded transforms and index, as arrays."""
 
     def __init__(self, dataset: Any) -> None:
@@ -129,7 +129,7 @@ def evaluate(
     """
     rank, ranks = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
     share = range(rank, len(dataset), ranks)
-    loader = load_batches(_Samples(dataset), [[i] for i in share], num_workers)
+    loader = load_batches(ValidationSamples(dataset), [[i] for i in share], num_workers)
     matrix = np.zeros((len(class_names), len(class_names)), np.int64)
     was_training = model.training
     model.eval()

@@ -131,6 +131,10 @@ class UPerNet(nn.Layer):
         self.decode_head = UPerHead(widths, channels, num_classes, dropout)
         self.auxiliary_head = FCNHead(widths[2], aux_channels, num_classes, dropout) if aux_channels > 0 else None
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The map (B, channels, H / 4, W / 4) that the pixel classifier reads."""
+        return self.decode_head.forward_features(self.backbone(x))
+
     def forward(self, x: Tensor) -> list[Tensor]:
         size = spatial_size(x)
         maps = self.backbone(x)

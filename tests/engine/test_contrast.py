@@ -90,7 +90,7 @@ def two(cityscapes, tmp_path_factory):
 
 
 def test_both_processes_hold_the_same_bank(two, cityscapes, tmp_path):
-    """And it has an entry for all that one process sees with the batches of both; the embeddings differ by BatchNorm."""
+    """And it has an entry for all that one process sees with the batches of both (BatchNorm changes their values)."""
     folder, _, (first, second) = two
     assert first["loss"] == second["loss"]
     assert first["model"] == second["model"]
