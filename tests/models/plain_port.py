@@ -51,11 +51,14 @@ class PlainVHeat:
         heat, gate = both[:, :channels], both[:, channels:]
         rows, columns = cosine(height, self.dtype), cosine(width, self.dtype)
         modes = paddle.matmul(paddle.matmul(rows, heat), columns, transpose_y=True)
-        k = F.relu(self.linear(embedding.transpose([2, 0, 1]).unsqueeze(0), f"{name}.to_k.0"))
-        w = [paddle.arange(n, dtype="float64").astype(self.dtype) * math.pi / n for n in (height, width)]
-        decay = paddle.exp(-k * (w[0].reshape([-1, 1]) ** 2 + w[1].reshape([1, -1]) ** 2))
+        decay = self.decay(name, embedding, height, width)
         heat = paddle.matmul(paddle.matmul(rows, modes * decay, transpose_x=True), columns)
         return self.linear(self.norm(heat, f"{name}.out_norm") * gate * F.sigmoid(gate), f"{name}.out_linear")
+
+    def decay(self, name, embedding, height, width):
+        k = F.relu(self.linear(embedding.transpose([2, 0, 1]).unsqueeze(0), f"{name}.to_k.0"))
+        w = [paddle.arange(n, dtype="float64").astype(self.dtype) * math.pi / n for n in (height, width)]
+        return paddle.exp(-k * (w[0].reshape([-1, 1]) ** 2 + w[1].reshape([1, -1]) ** 2))
 
     def block(self, x, name, embedding):
         def mlp(y):
@@ -91,3 +94,31 @@ class PlainVHeat:
     def logits(self, x):
         pooled = self.norm(self.stages(x)[-1], "classifier.0").mean(axis=[2, 3], keepdim=True)
         return self.linear(pooled, "classifier.3").flatten(1)
+
+
+def published_layout(model):
+    """Our classifier's parameters under the published names: the key map, backwards and by hand."""
+    state = {}
+    depths = [len(stage.blocks) for stage in model.backbone.stages]
+    for name, parameter in model.named_parameters():
+        value, part = parameter.numpy(), name.split(".")
+        if value.ndim == 2:
+            value = value.T
+        if part[0] == "norm":
+            new = f"classifier.0.{part[1]}"
+        elif part[0] == "head":
+            new = f"classifier.3.{part[1]}"
+        elif part[1].startswith("outnorm"):
+            new = ".".join(part[1:])
+        elif part[1] == "stem":
+            new = f"patch_embed.{part[2]}{'.1' if 'norm' in part[2] else ''}.{part[3]}"
+        elif part[3] == "frequency_embedding":
+            new = f"freq_embed.{part[2]}"
+        elif part[3] == "downsample":
+            new = f"layers.{part[2]}.{depths[int(part[2])]}.{0 if part[4] == 'conv' else 1}.{part[5]}"
+        else:
+            rest = ".".join(part[5:]).replace("hco.", "op.").replace("to_k.", "to_k.0.")
+            new = f"layers.{part[2]}.{part[4]}.{rest}"
+        assert new not in state
+        state[new] = value
+    return state

@@ -17,7 +17,7 @@ from paddle_vheat.weights.key_map import convert_state
 from paddle_vheat.weights.loading import load_state
 from paddle_vheat.weights.torch_file import read_torch_file
 from tests.conftest import golden, relative_error, sample
-from tests.models.plain_port import PlainVHeat
+from tests.models.plain_port import PlainVHeat, published_layout
 
 MICRO = {"embed_dim": 16, "depths": (1, 1, 2, 1), "img_size": 64, "drop_path_rate": 0.0}
 # Spec: (training form, folded form) in millions of parameters.
@@ -41,32 +41,6 @@ def reference_model(published):
     assert not left_over
     load_state(model, state, "reference")
     return model
-
-
-def published_layout(model):
-    """Our classifier's parameters under the published names: the key map, backwards and by hand."""
-    state = {}
-    depths = [len(stage.blocks) for stage in model.backbone.stages]
-    for name, parameter in model.named_parameters():
-        value, part = parameter.numpy(), name.split(".")
-        if value.ndim == 2:
-            value = value.T
-        if part[0] == "norm":
-            new = f"classifier.0.{part[1]}"
-        elif part[0] == "head":
-            new = f"classifier.3.{part[1]}"
-        elif part[1] == "stem":
-            new = f"patch_embed.{part[2]}{'.1' if 'norm' in part[2] else ''}.{part[3]}"
-        elif part[3] == "frequency_embedding":
-            new = f"freq_embed.{part[2]}"
-        elif part[3] == "downsample":
-            new = f"layers.{part[2]}.{depths[int(part[2])]}.{0 if part[4] == 'conv' else 1}.{part[5]}"
-        else:
-            rest = ".".join(part[5:]).replace("hco.", "op.").replace("to_k.", "to_k.0.")
-            new = f"layers.{part[2]}.{part[4]}.{rest}"
-        assert new not in state
-        state[new] = value
-    return state
 
 
 def test_equals_the_reference_stages_logits_and_gradients(reference_model, published):

@@ -1,0 +1,143 @@
+"""What the benchmarks share: the machine's matrix-product limit, multiply-adds as they happen, processes of their own.
+
+A benchmark sets up the CPU (``paddle_vheat.cpu.configure_cpu``) before it imports this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from paddle_vheat._paddle import paddle
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def seconds(run: Callable[[], Any], repeats: int = 5, least: float = 0.0) -> float:
+    """Median time of ``run`` after one call that does not count; more than ``repeats`` if that took less than
+    ``least`` seconds altogether."""
+    run()
+    times: list[float] = []
+    while len(times) < repeats or sum(times) < least:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def matmul_limit() -> float:
+    """Gigaflops (two per multiply-add) of a product of two 2048 x 2048 float32 matrices: the best of twenty."""
+    a, b = paddle.randn([2048, 2048]), paddle.randn([2048, 2048])
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        paddle.matmul(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 / best / 1e9
+
+
+def _shape(value: Any) -> list[int]:
+    return list(value.shape)
+
+
+@contextlib.contextmanager
+def multiply_adds() -> Iterator[list[int]]:
+    """Count the multiply-adds of matrix products and convolutions as Paddle is asked for them.
+
+    Whatever layer asks: the counts are of the kernels called in the meantime, by the shapes that they are given.
+    Norms, activations and interpolation count nothing. Gives a list with the sum.
+    """
+    operations: Any = paddle._C_ops
+    total = [0]
+    originals = {}
+
+    def product(x: Any, y: Any, transpose_x: bool, transpose_y: bool, output: Any) -> None:
+        shape = _shape(x)
+        total[0] += math.prod(_shape(output)) * (shape[-1] if not transpose_x or len(shape) == 1 else shape[-2])
+
+    def convolution(weight: Any, output: Any) -> None:
+        total[0] += math.prod(_shape(output)) * math.prod(_shape(weight)[1:])
+
+    def watch(name: str, add: Callable[..., None]) -> None:
+        original = getattr(operations, name, None)
+        if original is None:
+            return
+
+        def called(*args: Any, **options: Any) -> Any:
+            output = original(*args, **options)
+            add(args, options, output)
+            return output
+
+        originals[name] = original
+        setattr(operations, name, called)
+
+    def of_matmul(args: Any, options: Any, output: Any) -> None:
+        flags = [*args[2:], options.get("transpose_x", False), options.get("transpose_y", False), False, False]
+        product(args[0], args[1], flags[0], flags[1], output)
+
+    watch("matmul", of_matmul)
+    watch("bmm", lambda args, options, output: product(args[0], args[1], False, False, output))
+    watch("linear", lambda args, options, output: product(args[0], args[1], False, False, output))
+    for name in ("conv2d", "depthwise_conv2d"):
+        watch(name, lambda args, options, output: convolution(args[1], output))
+    try:
+        yield total
+    finally:
+        for name, original in originals.items():
+            setattr(operations, name, original)
+
+
+def resident_mib(peak: bool = False) -> float:
+    """Resident memory of this process, now or at its peak (Linux)."""
+    key = "VmHWM" if peak else "VmRSS"
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def peak_mib(run: Callable[[], Any]) -> float:
+    """By how much resident memory grows at most while ``run`` runs (Linux)."""
+    # Forgets the peak so far, which may date from importing libraries or building weights.
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    before = resident_mib()
+    run()
+    return max(resident_mib(peak=True) - before, 0.0)
+
+
+def in_own_process(script: str, job: dict[str, Any], **environment: str) -> dict[str, Any]:
+    """Run ``script --job JSON`` and read the JSON that it prints last: memory is measured per process."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "FLAGS_"))}
+    result = subprocess.run(
+        [sys.executable, script, "--job", json.dumps(job)],
+        cwd=ROOT,
+        env={**variables, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        raise RuntimeError(f"{job}: {result.stderr[-2000:]}")
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def fitted_exponent(pixels: list[int], values: list[float]) -> float:
+    """The b of values = a * pixels^b, by least squares in logarithms."""
+    xs, ys = [math.log(p) for p in pixels], [math.log(v) for v in values]
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    over = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys))
+    return over / sum((x - mean_x) ** 2 for x in xs)
+
+
+def write_json(path: str | None, report: Any) -> None:
+    if path:
+        Path(path).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(f"written: {path}")
