@@ -85,9 +85,9 @@ def _read_yaml(path: Path, named_by: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8: {error}") from error
-    except ConfigError:
+    except (ConfigError, RecursionError):
         raise
-    except (ValueError, TypeError, OverflowError) as error:  # a date that is none, a number of a million digits
+    except Exception as error:  # PyYAML says it in any way: a date that is none, !!int x, a million digits ...
         raise ConfigError(f"{path}: holds a value that YAML cannot read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(content).__name__}")
@@ -109,6 +109,8 @@ def _finish(value: Any, count: Iterator[int]) -> Any:
     """A copy without inheritance markers, in which what a YAML anchor named in two places is two things."""
     if next(count) > MAX_VALUES:
         raise ConfigError(f"more than {MAX_VALUES} values, once every YAML anchor is followed")
+    if not isinstance(value, (str, int, float, type(None), dict, list, tuple)):
+        raise ConfigError(f"holds {value!r}, a {type(value).__name__}; expected words, numbers, lists and blocks")
     if isinstance(value, int) and value.bit_length() > 63:
         raise ConfigError("holds a whole number of more than 64 bits")
     if isinstance(value, dict):
