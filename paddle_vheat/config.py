@@ -12,11 +12,10 @@ from typing import Any
 
 import yaml
 
-
 MAX_FILE_BYTES = 1 << 20
 MAX_VALUES = 100_000
 MAX_MERGED = 1000
-"""Bounds of a configuration; the largest of ours has some hundred values. Anchors could make billions of a few lines."""
+"""Bounds of a configuration; the largest of ours has some hundred values. Anchors make billions of a few lines."""
 
 
 class ConfigError(ValueError):
@@ -30,6 +29,10 @@ class ConfigError(ValueError):
     def __init__(self, text: str, problems: Sequence[str] = ()) -> None:
         super().__init__(f"{text}:\n  " + "\n  ".join(problems) if problems else text)
         self.problems = [f"{text}: {problem}" for problem in problems] or [text]
+
+
+class MissingFileError(ConfigError, FileNotFoundError):
+    """A configuration names a folder or a file that does not exist."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -53,7 +53,7 @@ def check_header(path: str | os.PathLike[str]) -> None:
     try:
         open_image(path).close()
     except ValueError as error:
-        raise _unreadable("file", path, error) from error
+        raise _unreadable("image", path, error) from error
 
 
 def _unreadable(kind: str, path: str | os.PathLike[str], why: object = "") -> ValueError:

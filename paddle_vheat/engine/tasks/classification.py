@@ -17,9 +17,10 @@ from paddle_vheat.data.batch_ops import BatchTransform, build_batch_ops
 from paddle_vheat.data.digits import Digits
 from paddle_vheat.data.image_ops import Pipeline, build_ops, pipeline
 from paddle_vheat.data.imagenet import ImageNetDataset
-from paddle_vheat.engine.data import load_batches
+from paddle_vheat.engine.data import MOST_WORKERS, load_batches
 from paddle_vheat.engine.schedules import WarmupCosine
 from paddle_vheat.models import VARIANTS, VHeat, VHeatClassifier, create_model
+from paddle_vheat.models.vheat import MIN_SIZE
 from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights, write_atomically
 
 Tensor = Any
@@ -37,12 +38,36 @@ _GLOBAL_KEYS = {
     "checkpoints", "pretrained_model", "output_dir", "device", "eval_during_train", "print_batch_step",
     "use_visualdl", "image_shape", "save_inference_dir", "to_static", "seed", "task",
 }  # fmt: skip
+# least, most
+_WHOLE = {
+    "Global.epochs": (1, 10**6), "Global.iters": (1, 10**9), "Global.update_freq": (1, 10**5),
+    "Global.save_interval": (1, 10**6), "Arch.class_num": (1, 10**6),
+    "DataLoader.Train.sampler.batch_size": (1, 10**5), "DataLoader.Eval.sampler.batch_size": (1, 10**5),
+    "DataLoader.Train.loader.num_workers": (0, MOST_WORKERS),
+}  # fmt: skip
+_NUMBERS = {
+    "Optimizer.lr.learning_rate": (0, 1e6), "Optimizer.lr.eta_min": (0, 1e6), "Optimizer.lr.warmup_start_lr": (0, 1e6),
+    "Optimizer.lr.warmup_epoch": (0, 1e6), "Optimizer.weight_decay": (0, 1e6), "Optimizer.beta1": (0, 1),
+    "Optimizer.beta2": (0, 1), "Optimizer.epsilon": (0, 1), "Optimizer.clip_norm": (0, 1e30), "EMA.decay": (0, 1),
+}  # fmt: skip
 _TOP_KEYS = {"Global", "AMP", "EMA", "Arch", "Loss", "Optimizer", "DataLoader", "Metric", "Infer"}
 
 
 def _unknown(block: dict[str, Any], known: set[str], path: str) -> list[str]:
     where = f"{path}." if path else ""
     return [f"unknown key '{where}{key}'{did_you_mean(key, known)}" for key in block if key not in known]
+
+
+def _small_crops(operations: Any, part: str) -> list[str]:
+    problems = []
+    for i, operation in enumerate(operations if isinstance(operations, list) else []):
+        for name, arguments in operation.items() if isinstance(operation, dict) else ():
+            size = arguments.get("size") if isinstance(arguments, dict) else None
+            sides = size if isinstance(size, (list, tuple)) else [size]
+            if size is not None and all(isinstance(n, int) for n in sides) and min(sides, default=MIN_SIZE) < MIN_SIZE:
+                where = f"DataLoader.{part}.dataset.transform_ops.{i}.{name}.size"
+                problems.append(f"'{where}' is {size}; vHeat needs at least {MIN_SIZE} pixels a side")
+    return problems
 
 
 class ClassificationTask:
@@ -56,10 +81,22 @@ class ClassificationTask:
     score_name = "top-1"
     ema_warm_up = False  # the recipe's average keeps the same share of itself from the first step
 
-    def __init__(self, config: dict[str, Any], source: str = "configuration") -> None:
+    def __init__(
+        self, config: dict[str, Any], source: str = "configuration", problems: list[str] | None = None
+    ) -> None:
         self.config = config
         self.source = source
-        self._check()
+        found = self._find_problems()
+        if found and problems is None:
+            raise ConfigError(source, found)
+        self.broken: set[str] = set()
+        if found and problems is not None:
+            problems += [f"{source}: {problem}" for problem in found]
+            # What is wrong with one part of DataLoader leaves the other; any other mistake leaves both.
+            named = {"train_dataset": "DataLoader.Train", "val_dataset": "DataLoader.Eval"}
+            clear = all("DataLoader." in problem or "Optimizer" in problem for problem in found)
+            self.broken = {k for k, part in named.items() if not clear or any(part in problem for problem in found)}
+            self.broken.add("model")
 
     @staticmethod
     def override(config: dict[str, Any], iters: int | None, batch_size: int | None, rate: float | None) -> None:
@@ -71,14 +108,14 @@ class ClassificationTask:
         if rate is not None:
             config["Optimizer"]["lr"]["learning_rate"] = rate
 
-    def _check(self) -> None:
+    def _find_problems(self) -> list[str]:
         config = self.config
         problems = _unknown(config, _TOP_KEYS, "")
         for key in ("Global", "Arch", "Loss", "Optimizer", "DataLoader"):
             if not isinstance(config.get(key), dict):
                 problems.append(f"no block {key!r}")
         if problems:
-            raise ConfigError(f"{self.source}:\n  " + "\n  ".join(problems))
+            return problems
         problems += _unknown(config["Global"], _GLOBAL_KEYS, "Global")
         problems += _unknown(config["Optimizer"], _OPTIMIZER_KEYS, "Optimizer")
         problems += _unknown(config["Optimizer"].get("lr") or {}, _LR_KEYS, "Optimizer.lr")
@@ -102,10 +139,16 @@ class ClassificationTask:
                 problems.append(
                     f"'DataLoader.{part}.dataset.name': no dataset {dataset!r}{hint} (known: {', '.join(DATASETS)})"
                 )
-            if not isinstance(self._get(f"DataLoader.{part}.sampler.batch_size"), int):
-                problems.append(f"'DataLoader.{part}.sampler.batch_size' must be a whole number")
-        if problems:
-            raise ConfigError(f"{self.source}:\n  " + "\n  ".join(problems))
+            if self._get(f"DataLoader.{part}.sampler.batch_size") is None:
+                problems.append(f"no 'DataLoader.{part}.sampler.batch_size'")
+            problems += _small_crops(self._get(f"DataLoader.{part}.dataset.transform_ops"), part)
+        for kinds, bounds, what in ((int, _WHOLE, "a whole number"), ((int, float), _NUMBERS, "a number")):
+            for path, (least, most) in bounds.items():
+                value = self._get(path)
+                right = value is None or (isinstance(value, kinds) and not isinstance(value, bool))
+                if not right or (value is not None and not least <= value <= most):
+                    problems.append(f"'{path}' must be {what} from {least} to {most:g}, got {value!r}")
+        return problems
 
     def _get(self, path: str, default: Any = None) -> Any:
         value: Any = self.config
@@ -150,7 +193,7 @@ class ClassificationTask:
         factory = DATASETS[name]
         problems = _unknown(block, set(inspect.signature(factory).parameters), f"DataLoader.{part}.dataset")
         if problems:
-            raise ConfigError(f"{self.source}:\n  " + "\n  ".join(problems))
+            raise ConfigError(self.source, problems)
         if name == "ImageNetDataset":
             block.setdefault("num_classes", self.num_classes)
         try:
@@ -183,6 +226,16 @@ class ClassificationTask:
         return list(found) if found else [str(i) for i in range(self.num_classes)]
 
     check_sample = None
+
+    def check_stored(self, dataset: Any, index: int) -> None:
+        """Raise on an image that cannot be decoded to its end."""
+        if hasattr(dataset, "check_file"):
+            dataset.check_file(index)
+
+    @staticmethod
+    def storage_rules(dataset: Any) -> str:
+        """What the verdict of :meth:`check_stored` depends on beside the files; a new version of it, a new text."""
+        return f"1 {type(dataset).__name__}"
 
     @cached_property
     def _batch_transform(self) -> BatchTransform:
