@@ -27,6 +27,7 @@ from paddle_vheat.engine.checkpoint import (
     prune_checkpoints,
     read_checkpoint,
     restore_optimizer,
+    resuming,
     save_checkpoint,
 )
 from paddle_vheat.engine.data import (
@@ -38,7 +39,6 @@ from paddle_vheat.engine.data import (
 )
 from paddle_vheat.engine.ema import ExponentialMovingAverage
 from paddle_vheat.engine.finite import (
-    NonFiniteLossError,
     all_finite,
     batch_files,
     check_weights,
@@ -171,7 +171,8 @@ class Trainer:
         options = self.options
         self.save_dir.mkdir(parents=True, exist_ok=True)
         if options.resume_model is not None:
-            self._resume(options.resume_model)
+            with resuming(options.resume_model):
+                self._resume(options.resume_model)
             if self.iteration == options.iters:
                 self.say(f"the run is complete ({self.iteration} of {options.iters} iterations); nothing to do")
                 return {"iteration": self.iteration, "best": self.best, "stopped": None}
@@ -266,14 +267,14 @@ class Trainer:
                     loss, parts = self.task.forward_loss(network, batch)
                 scaled = loss / len(batches)
                 (self.scaler.scale(scaled) if self.scaler else scaled).backward()
-            losses.append((loss.detach(), {name: part.detach() for name, part in parts.items()}, batch["index"]))
+            losses.append((loss.detach(), {name: part.detach() for name, part in parts.items()}))
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         if options.max_skipped_steps:
             # A scaler looks at the gradients itself: while it finds its scale, they overflow.
             gradients = [] if self.scaler else [p.grad for p in self.model.parameters() if p.grad is not None]
-            if not all_finite([*(loss for loss, _, _ in losses), *gradients]):
-                self._skip_step(losses, before)
+            if not all_finite([*(loss for loss, _ in losses), *gradients]):
+                self._skip_step(losses, batches, before)
                 return
         if self.task.clip_norm is not None:
             with_gradient = [p for p in self.model.parameters() if p.grad is not None]
@@ -292,7 +293,7 @@ class Trainer:
         self.stopping = self._agree_to_stop()
         self._log(losses, rate, batches)
 
-    def _skip_step(self, losses: list[Any], before: list[tuple[Any, Any]]) -> None:
+    def _skip_step(self, losses: list[Any], batches: list[dict[str, Any]], before: list[tuple[Any, Any]]) -> None:
         """Go on to the next iteration as if this one's data had not been, but for the schedule."""
         limit = self.options.max_skipped_steps
         skip = self.skipped_steps < limit
@@ -300,23 +301,20 @@ class Trainer:
         said = (
             f"step skipped, {self.skipped_steps} of at most {limit}" if skip else f"{limit} steps are skipped already"
         )
-        error = self._not_finite(losses, self.iteration + 1, self.optimizer.get_lr(), said)
+        files = batch_files(self.task.train_dataset, [batch["index"] for batch in batches])
+        rate = self.optimizer.get_lr()
+        error = not_finite([float(loss) for loss, _ in losses], self.iteration + 1, rate, files, said)
         if not skip:
             raise error
         self.say(f"[SKIP] {error}")
         restore(before)
         if self.scaler:
             self.scaler.update()
-        rate = self.optimizer.get_lr()
         self.scheduler.step()
         self.optimizer.clear_grad()
         self.iteration += 1
         self.stopping = self._agree_to_stop()
         self._log([], rate, [])
-
-    def _not_finite(self, losses: list[Any], iteration: int, rate: float, rest: str) -> NonFiniteLossError:
-        files = batch_files(self.task.train_dataset, [index for _, _, index in losses])
-        return not_finite([float(loss) for loss, _, _ in losses], iteration, rate, files, rest)
 
     def _check_weights(self) -> None:
         """Raise if a weight, or its average, is not finite, before it is scored or saved."""
@@ -344,6 +342,7 @@ class Trainer:
 
     def _reset_log(self) -> None:
         self._log_losses: list[Any] = []
+        self._log_indices: list[Any] = []
         self._log_start = time.perf_counter()
         self._log_wait = 0.0
         self._log_images = 0
@@ -352,20 +351,23 @@ class Trainer:
         options = self.options
         self._bar.update(1)
         self._log_losses.extend(losses)
+        self._log_indices.extend(batch["index"] for batch in batches)
         self._log_images += sum(len(batch["index"]) for batch in batches) * self.ranks
         due = self.iteration % options.log_iters == 0 or self.iteration % options.save_interval == 0
         if not due and self.iteration != options.iters and not self.stopping:
             return
         # The losses are read only here: on a GPU, each reading waits for all that was queued.
-        values = [float(loss) for loss, _, _ in self._log_losses]
+        values = [float(loss) for loss, _ in self._log_losses]
         if not values:  # all steps since the last line were skipped
             return
         micro = options.accumulation
         if not np.isfinite(values).all():
             start = int(np.argmin(np.isfinite(values))) // micro * micro
             first = self.iteration - (len(values) - micro - start) // micro
+            known = start - (len(values) - len(self._log_indices))  # losses of before a resumption have no indices
+            files = batch_files(self.task.train_dataset, self._log_indices[max(known, 0) : max(known + micro, 0)])
             kept = f"checkpoints saved before it are kept in {self.save_dir}"
-            raise self._not_finite(self._log_losses[start : start + micro], first, rate, kept)
+            raise not_finite(values[start : start + micro], first, rate, files, kept)
         loss = float(np.mean(values))
         seconds = time.perf_counter() - self._log_start
         speed = self._log_images / seconds
@@ -379,7 +381,7 @@ class Trainer:
         self._scalar("Train/lr", rate)
         self._scalar("Train/images_per_second", speed)
         for name in self._log_losses[0][1]:
-            part = float(np.mean([float(parts[name]) for _, parts, _ in self._log_losses]))
+            part = float(np.mean([float(parts[name]) for _, parts in self._log_losses]))
             text += f", {name} {part:.4f}"
             self._scalar(f"Train/{name}", part)
         self.say(text)
