@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import itertools
 import re
@@ -33,6 +34,21 @@ class ConfigError(ValueError):
 
 class MissingFileError(ConfigError, FileNotFoundError):
     """A configuration names a folder or a file that does not exist."""
+
+
+@contextlib.contextmanager
+def building(source: str, block: str) -> Iterator[None]:
+    """Inside, a part of a program is built from a block of a configuration: what goes wrong is the block's fault.
+
+    Errors that name what is wrong (a ConfigError, the system's of a file) pass as they are.
+    """
+    try:
+        yield
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: "
+        raise ConfigError(f"{source}: {block!r}: {kind}{error}") from error
 
 
 class _Loader(yaml.SafeLoader):

@@ -72,7 +72,7 @@ class Report:
         if not count:
             return
         first = self._errors[0] if self._errors else None
-        if first is not None and len(getattr(first, "problems", [first])) == count:
+        if first is not None and len(getattr(first, "problems", [first])) == count <= MOST_TOLD:
             raise first
         raise InputError(shortened(self.problems)) from first
 
@@ -216,16 +216,17 @@ def check_training(task: Any, report: Report, do_eval: bool, which: str | int, n
     parts = {"train_dataset": "the training data"}
     if do_eval:
         parts["val_dataset"] = "the validation data"
-        with report.collecting():
-            _ = task.class_names  # as many as there are classes
+        if not broken & {"val_dataset", "class_names", "model"}:
+            with report.collecting():
+                _ = task.class_names  # as many as there are classes
     for part, name in parts.items():
         if part not in broken:
             with report.collecting():
                 check_data(task, report, part, name, which, num_workers)
     if not broken & {"model", "loss", "train_dataset"}:
         with report.collecting():
-            if hasattr(task, "losses"):
-                check_outputs(task)
+            task.check_settings()
+            check_outputs(task)
 
 
 def check_data(task: Any, report: Report, part: str, name: str, which: str | int, num_workers: int = 0) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from paddle_vheat._paddle import paddle
+from paddle_vheat.config import building
 from paddle_vheat.data.image_file import read_bgr
 from paddle_vheat.engine.evaluate import predict_logits
 from paddle_vheat.weights.loading import write_atomically
@@ -58,7 +59,9 @@ def list_images(source: str | Path) -> list[tuple[Path, Path]]:
 
 def predict_classes(task: Any, model: Any, image: np.ndarray, **options: Any) -> np.ndarray:
     """Class of every pixel, int64 (H, W), of a BGR image (H, W, 3)."""
-    data = task.val_transforms({"img": image.astype(np.float32), "gt_fields": []})
+    transforms = task.val_transforms
+    with building(task.source, "val_dataset.transforms"):
+        data = transforms({"img": image.astype(np.float32), "gt_fields": []})
     batch = paddle.to_tensor(data["img"][None])
     with paddle.no_grad():
         logits = predict_logits(model, batch, data["trans_info"], **{**task.test_options, **options})

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from paddle_vheat._paddle import F, paddle
-from paddle_vheat.config import ConfigError, did_you_mean
+from paddle_vheat.config import ConfigError, building, did_you_mean
 from paddle_vheat.data.batch_ops import BatchTransform, build_batch_ops
 from paddle_vheat.data.digits import Digits
 from paddle_vheat.data.image_ops import Pipeline, build_ops, pipeline
@@ -38,6 +38,11 @@ _GLOBAL_KEYS = {
     "checkpoints", "pretrained_model", "output_dir", "device", "eval_during_train", "print_batch_step",
     "use_visualdl", "image_shape", "save_inference_dir", "to_static", "seed", "task",
 }  # fmt: skip
+_PARTS = (
+    "DataLoader.Train", "DataLoader.Eval", "DataLoader.Train.dataset", "DataLoader.Eval.dataset",
+    "DataLoader.Train.sampler", "DataLoader.Eval.sampler", "DataLoader.Train.loader", "DataLoader.Eval.loader",
+)  # fmt: skip
+_OPTIONAL = ("EMA", "AMP", "Metric", "DataLoader.Train.loader", "DataLoader.Eval.loader")
 # least, most
 _WHOLE = {
     "Global.epochs": (1, 10**6), "Global.iters": (1, 10**9), "Global.update_freq": (1, 10**5),
@@ -114,6 +119,19 @@ class ClassificationTask:
         for key in ("Global", "Arch", "Loss", "Optimizer", "DataLoader"):
             if not isinstance(config.get(key), dict):
                 problems.append(f"no block {key!r}")
+        for path in ("Global", "Arch", "Loss", "Optimizer.lr", "EMA", "AMP", "Metric", *_PARTS):
+            value = self._get(path, {})
+            if not isinstance(value, dict) and not (value is None and path in _OPTIONAL):
+                problems.append(f"{path!r} must be a block of keys, got {value!r}")
+        for path in (
+            "Loss.Train",
+            "Loss.Eval",
+            "Metric.Eval",
+            *(f"{part}.dataset.transform_ops" for part in _PARTS[:2]),
+        ):
+            value = self._get(path)
+            if value is not None and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
+                problems.append(f"{path!r} must be a list of blocks, got {value!r}")
         if problems:
             return problems
         problems += _unknown(config["Global"], _GLOBAL_KEYS, "Global")
@@ -165,13 +183,11 @@ class ClassificationTask:
         arch = dict(self.config["Arch"])
         name, classes = arch.pop("name"), int(arch.pop("class_num", 1000))
         pretrained = arch.pop("pretrained", None)
-        try:
+        with building(self.source, "Arch"):
             if name in ARCHITECTURES:
                 model = create_model(ARCHITECTURES[name], num_classes=classes, **arch)
             else:
                 model = VHeatClassifier(num_classes=classes, **arch)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self.source}: 'Arch': {error}") from error
         if pretrained:
             print(f"{pretrained}: {load_classifier(model, pretrained)}", flush=True)
         return model
@@ -197,7 +213,8 @@ class ClassificationTask:
         if name == "ImageNetDataset":
             block.setdefault("num_classes", self.num_classes)
         try:
-            return factory(**block, source=source)
+            with building(self.source, f"DataLoader.{part}.dataset"):
+                return factory(**block, source=source)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{self.source}: {error}; put the data there, or give --opts DataLoader.{part}.dataset.image_root=DIR"
@@ -243,8 +260,16 @@ class ClassificationTask:
         losses = self._get("Loss.Train") or []
         if len(losses) != 1 or set(losses[0]) != {"CELoss"}:
             raise ConfigError(f"{self.source}: 'Loss.Train' must be one CELoss, got {losses}")
-        smoothing = float((losses[0]["CELoss"] or {}).get("epsilon") or 0.0)
-        return build_batch_ops(ops, self.num_classes, smoothing, f"{self.source}: batch_transform_ops")
+        with building(self.source, "Loss.Train"):
+            smoothing = float((losses[0]["CELoss"] or {}).get("epsilon") or 0.0)
+            if not 0 <= smoothing < 1:
+                raise ValueError(f"epsilon must be at least 0 and less than 1, got {smoothing}")
+        with building(self.source, "DataLoader.Train.dataset.batch_transform_ops"):
+            return build_batch_ops(ops, self.num_classes, smoothing, f"{self.source}: batch_transform_ops")
+
+    def check_settings(self) -> None:
+        """Raise a ConfigError for what would otherwise be read in the first step or evaluation."""
+        _ = self._batch_transform, self._topk
 
     def prepare_batch(self, batch: dict[str, Any], seed: int) -> dict[str, Any]:
         """Mixup or CutMix and soft targets, decided by ``seed``."""
@@ -321,15 +346,16 @@ class ClassificationTask:
     def optimizer(self) -> Any:
         options = self.config["Optimizer"]
         decayed = {p.name for name, p in self.model.named_parameters() if name in self.decayed_parameters()}
-        return paddle.optimizer.AdamW(
-            learning_rate=self.lr_scheduler,
-            beta1=float(options.get("beta1", 0.9)),
-            beta2=float(options.get("beta2", 0.999)),
-            epsilon=float(options.get("epsilon", 1e-8)),
-            weight_decay=float(options.get("weight_decay", 0.01)),
-            apply_decay_param_fun=lambda name: name in decayed,
-            parameters=self.model.parameters(),
-        )
+        with building(self.source, "Optimizer"):
+            return paddle.optimizer.AdamW(
+                learning_rate=self.lr_scheduler,
+                beta1=float(options.get("beta1", 0.9)),
+                beta2=float(options.get("beta2", 0.999)),
+                epsilon=float(options.get("epsilon", 1e-8)),
+                weight_decay=float(options.get("weight_decay", 0.01)),
+                apply_decay_param_fun=lambda name: name in decayed,
+                parameters=self.model.parameters(),
+            )
 
     def forward_loss(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy with the batch's soft targets."""
@@ -339,9 +365,13 @@ class ClassificationTask:
 
     @property
     def _topk(self) -> tuple[int, ...]:
-        for metric in self._get("Metric.Eval") or []:
-            if "TopkAcc" in metric:
-                return tuple(int(k) for k in metric["TopkAcc"]["topk"])
+        with building(self.source, "Metric.Eval"):
+            for metric in self._get("Metric.Eval") or []:
+                if "TopkAcc" in metric:
+                    topk = tuple(int(k) for k in metric["TopkAcc"]["topk"])
+                    if min(topk) < 1:
+                        raise ValueError(f"topk must be whole numbers of at least 1, got {topk}")
+                    return topk
         return 1, 5
 
     def evaluate(
@@ -399,10 +429,11 @@ class ClassificationTask:
     @cached_property
     def val_transforms(self) -> Pipeline:
         """Transforms of evaluation, from an image file's bytes to float32 (3, H, W)."""
-        ops = build_ops(self._get("DataLoader.Eval.dataset.transform_ops") or [], f"{self.source}: Eval")
-        if not any(type(op).__name__ == "DecodeImage" for op in ops):
-            ops = build_ops([{"DecodeImage": {"to_rgb": True}}]) + ops
-        return pipeline(ops)
+        with building(self.source, "DataLoader.Eval.dataset.transform_ops"):
+            ops = build_ops(self._get("DataLoader.Eval.dataset.transform_ops") or [], f"{self.source}: Eval")
+            if not any(type(op).__name__ == "DecodeImage" for op in ops):
+                ops = build_ops([{"DecodeImage": {"to_rgb": True}}]) + ops
+            return pipeline(ops)
 
     @property
     def export_transforms(self) -> Any:

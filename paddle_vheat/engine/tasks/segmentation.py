@@ -91,7 +91,7 @@ class SegmentationTask:
 
     def _fill_in(self) -> None:
         """Give model and losses what their dataset's class knows; PaddleSeg would do so with a warning each."""
-        dataset = seg.component((self.config.get("train_dataset") or {}).get("type", ""))
+        dataset = seg.component(str((self.config.get("train_dataset") or {}).get("type", "")))
         backbone = (self.config.get("model") or {}).get("backbone")
         channels, ignored = getattr(dataset, "IMG_CHANNELS", None), getattr(dataset, "IGNORE_INDEX", None)
         if channels is not None and isinstance(backbone, dict):
@@ -105,7 +105,9 @@ class SegmentationTask:
         """Run a step of PaddleSeg's builder; what it says goes under the configuration's name."""
         try:
             return build()
-        except (RuntimeError, AssertionError, ValueError, TypeError, KeyError) as error:
+        except (ConfigError, OSError):
+            raise
+        except Exception as error:  # PaddleSeg and Paddle say it in any way: AssertionError, OverflowError ...
             text = " ".join(str(error).split("The error message is:")[-1].split())
             raise ConfigError(f"{self.source}: {text or type(error).__name__}") from error
 
@@ -204,7 +206,7 @@ class SegmentationTask:
             block = self.config.get(key) or {}
             if "num_classes" in block:
                 return int(block["num_classes"])
-            found = getattr(seg.component(block.get("type", "")), "NUM_CLASSES", None)
+            found = getattr(seg.component(str(block.get("type", ""))), "NUM_CLASSES", None)
             if found:
                 return int(found)
         raise ConfigError(f"{self.source}: 'model.num_classes' is not given")
@@ -230,8 +232,8 @@ class SegmentationTask:
     @property
     def val_transforms(self) -> Any:
         """Transforms of evaluation: dict with "img" (path or BGR array) -> dict with "img" (3, H, W)."""
-        channels = int((self.config.get("val_dataset") or {}).get("img_channels", 3))
-        return seg.Compose(self._clear(lambda: self._builder.val_transforms), img_channels=channels)
+        channels = (self.config.get("val_dataset") or {}).get("img_channels", 3)
+        return self._clear(lambda: seg.Compose(self._builder.val_transforms, img_channels=channels))
 
     def check_sample(self, index: int, item: dict[str, Any]) -> None:
         """Raise on a training sample with labels that are no classes, naming the file."""
@@ -278,6 +280,13 @@ class SegmentationTask:
             total = total + part
         names = [f"loss_{i}" for i in range(len(parts))] if len(parts) > 1 else []
         return total, dict(zip(names, parts))
+
+    def check_settings(self) -> None:
+        """Raise a ConfigError for what would otherwise be read in the first step or evaluation."""
+        from paddle_vheat.engine.evaluate import check_options
+
+        _ = self.losses
+        self._clear(lambda: check_options(self.test_options))
 
     def check_outputs(self, outputs: Any) -> None:
         """Raise a ConfigError if the model gives another number of outputs in training than there are losses."""
