@@ -200,7 +200,7 @@ def mutations(draw, config: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["segmentation", "classification"])
 def test_configurations(kinds, name, how):
     kind, codes = kinds[name], []
-    commands = st.sampled_from(["train", "train", "val", "predict", "export"])
+    commands = st.sampled_from(["train", "train", "val", "predict"])
 
     @how
     @given(commands, mutations(kind.config))
@@ -211,7 +211,26 @@ def test_configurations(kinds, name, how):
     assert {0, 2} == set(codes)
 
 
-@pytest.mark.parametrize("command", ["train", "val", "predict", "export"])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(settings(QUICK, max_examples=12), id="quick"),
+     pytest.param(settings(QUICK, max_examples=60), id="thorough", marks=pytest.mark.slow)],
+)  # fmt: skip
+@pytest.mark.parametrize(("name", "block"), [("segmentation", "model"), ("classification", "Arch")])
+def test_configurations_of_exports(kinds, name, block, how):
+    """Of the model alone: an export that succeeds takes seconds, and the rest of the configuration is not its."""
+    kind, codes = kinds[name], []
+
+    @how
+    @given(mutations({block: kind.config[block]}))
+    def check(config):
+        codes.append(attempt("export", kind, {**{k: v for k, v in kind.config.items() if k != block}, **config}))
+
+    check()
+    assert 2 in codes
+
+
+@pytest.mark.parametrize("command", ["train", "val", "predict"])
 @pytest.mark.parametrize("name", ["segmentation", "classification"])
 def test_configurations_that_are_not_mutated(kinds, name, command):
     assert attempt(command, kinds[name], kinds[name].config) == 0

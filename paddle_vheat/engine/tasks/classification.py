@@ -152,7 +152,7 @@ class ClassificationTask:
             problems += _unknown(config["Arch"], arguments, "Arch")
         for part in ("Train", "Eval"):
             dataset = self._get(f"DataLoader.{part}.dataset.name")
-            if dataset not in DATASETS:
+            if str(dataset) not in DATASETS:
                 hint = did_you_mean(str(dataset), DATASETS)
                 problems.append(
                     f"'DataLoader.{part}.dataset.name': no dataset {dataset!r}{hint} (known: {', '.join(DATASETS)})"
@@ -232,7 +232,8 @@ class ClassificationTask:
     def class_names(self) -> list[str]:
         path = self._get("Global.class_names")
         if path is not None:
-            names = Path(path).read_text(encoding="utf-8").splitlines()
+            with building(self.source, "Global.class_names"):
+                names = Path(path).read_text(encoding="utf-8").splitlines()
             if len(names) != self.num_classes:
                 raise ConfigError(f"{path}: {len(names)} names for {self.num_classes} classes ('Global.class_names')")
             return names

@@ -18,6 +18,7 @@ KNOWN_KEYS = (
 )  # fmt: skip
 _BLOCKS = ("train_dataset", "val_dataset", "optimizer", "lr_scheduler", "loss", "model", "test_config")
 _OPTIONAL = ("val_dataset", "test_config")
+_WORDS = ("dataset_root", "train_path", "val_path", "test_path", "separator", "mode", "type")
 _SIZE_ARGUMENTS = ("crop_size", "target_size")
 _NUMBERS = {"iters": 10**9, "batch_size": 10**5, "accumulation": 10**5}
 TEST_KEYS = ("aug_eval", "scales", "flip_horizontal", "flip_vertical", "is_slide", "crop_size", "stride")
@@ -124,7 +125,7 @@ def _wrong_kinds(config: dict[str, Any]) -> list[str]:
     backbone = model.get("backbone", {}) if isinstance(model, dict) else {}
     loss = loss if isinstance(loss, dict) else {}
     types, coefficients = loss.get("types", []), loss.get("coef", [])
-    roots = {f"{key}.dataset_root": config.get(key) for key in ("train_dataset", "val_dataset")}
+    data = [(key, config[key]) for key in ("train_dataset", "val_dataset") if isinstance(config.get(key), dict)]
     optimizer, schedule = config.get("optimizer"), config.get("lr_scheduler")
     decay = optimizer.get("weight_decay", 0) if isinstance(optimizer, dict) else 0
     rate = schedule.get("learning_rate", 1) if isinstance(schedule, dict) else 1
@@ -140,8 +141,11 @@ def _wrong_kinds(config: dict[str, Any]) -> list[str]:
         ("loss.types", types, _list_of(types, dict), "a list of blocks"),
         ("loss.coef", coefficients, _list_of(coefficients, (int, float)) and all(map(_finite, coefficients)),
           "a list of numbers"),
-        *((k, b["dataset_root"], isinstance(b["dataset_root"], str), "a folder") for k, b in roots.items()
-          if isinstance(b, dict) and b.get("dataset_root") is not None),
+        # A number would be taken for an open file's: PaddleSeg would read, and close, the program's own output.
+        *((f"{key}.{name}", block[name], isinstance(block[name], str), "a word or a path")
+          for key, block in data for name in _WORDS if block.get(name) is not None),
+        *((f"{key}.transforms", block.get("transforms"), _list_of(block.get("transforms"), dict), "a list of blocks")
+          for key, block in data),
     ]  # fmt: skip
     return [f"'{key}' must be {what}, got {value!r}" for key, value, right, what in wanted if not right]
 
