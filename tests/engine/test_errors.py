@@ -268,7 +268,7 @@ def test_row(case, capsys, name):
         assert (case.folder / "out" / "iter_1").exists() == (expected == 0)
 
 
-@pytest.mark.parametrize("name", ["value", "several", "code", "fine"])
+@pytest.mark.parametrize("name", ["several", "code", "fine"])
 def test_row_as_a_process(case, name):
     message, expected = table()[name]
     CASES[name](case)

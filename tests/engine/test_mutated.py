@@ -29,7 +29,7 @@ from tests.conftest import paddle
 from tests.engine import tiny
 
 QUICK = settings(
-    max_examples=45,
+    max_examples=60,
     derandomize=True,
     deadline=None,
     database=None,
@@ -176,6 +176,8 @@ def places(value: Any, path: tuple = ()) -> list[tuple]:
 def mutations(draw, config: dict[str, Any]) -> dict[str, Any]:
     config = copy.deepcopy(config)
     for _ in range(draw(st.integers(1, 2))):
+        if not places(config):
+            break
         *parents, last = draw(st.sampled_from(places(config)))
         block: Any = config
         for key in parents:
@@ -213,7 +215,7 @@ def test_configurations(kinds, name, how):
 
 @pytest.mark.parametrize(
     "how",
-    [pytest.param(settings(QUICK, max_examples=12), id="quick"),
+    [pytest.param(settings(QUICK, max_examples=4), id="quick"),
      pytest.param(settings(QUICK, max_examples=60), id="thorough", marks=pytest.mark.slow)],
 )  # fmt: skip
 @pytest.mark.parametrize(("name", "block"), [("segmentation", "model"), ("classification", "Arch")])
@@ -227,7 +229,8 @@ def test_configurations_of_exports(kinds, name, block, how):
         codes.append(attempt("export", kind, {**{k: v for k, v in kind.config.items() if k != block}, **config}))
 
     check()
-    assert 2 in codes
+    assert set(codes) <= {0, 2}
+    assert len(codes) >= 4
 
 
 @pytest.mark.parametrize("command", ["train", "val", "predict"])

@@ -12,67 +12,24 @@ import numpy as np
 from tqdm import tqdm
 
 from paddle_vheat._paddle import F, paddle
-from paddle_vheat.config import ConfigError, building, did_you_mean
+from paddle_vheat.config import ConfigError, building
 from paddle_vheat.data.batch_ops import BatchTransform, build_batch_ops
-from paddle_vheat.data.digits import Digits
 from paddle_vheat.data.image_ops import Pipeline, build_ops, pipeline
-from paddle_vheat.data.imagenet import ImageNetDataset
-from paddle_vheat.engine.data import MOST_WORKERS, load_batches
+from paddle_vheat.engine.data import load_batches
 from paddle_vheat.engine.schedules import WarmupCosine
-from paddle_vheat.models import VARIANTS, VHeat, VHeatClassifier, create_model
-from paddle_vheat.models.vheat import MIN_SIZE
+from paddle_vheat.engine.tasks.classification_config import (
+    ARCHITECTURES,
+    DATASETS,
+    find_problems,
+    unknown,
+    unknown_blocks,
+    value_at,
+    wrong_kinds,
+)
+from paddle_vheat.models import VHeatClassifier, create_model
 from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights, write_atomically
 
 Tensor = Any
-
-DATASETS: dict[str, Any] = {"ImageNetDataset": ImageNetDataset, "Digits": Digits}
-ARCHITECTURES = {name.replace("vheat", "vHeat"): name for name in VARIANTS}
-
-_OPTIMIZER_KEYS = {
-    "name", "beta1", "beta2", "epsilon", "weight_decay", "one_dim_param_no_weight_decay", "lr", "clip_norm",
-}  # fmt: skip
-_LR_KEYS = {"name", "learning_rate", "eta_min", "warmup_epoch", "warmup_start_lr", "by_epoch"}
-_GLOBAL_KEYS = {
-    "epochs", "iters", "update_freq", "class_names", "eval_interval", "save_interval",
-    # passed over: the command line or the framework decides these
-    "checkpoints", "pretrained_model", "output_dir", "device", "eval_during_train", "print_batch_step",
-    "use_visualdl", "image_shape", "save_inference_dir", "to_static", "seed", "task",
-}  # fmt: skip
-_PARTS = (
-    "DataLoader.Train", "DataLoader.Eval", "DataLoader.Train.dataset", "DataLoader.Eval.dataset",
-    "DataLoader.Train.sampler", "DataLoader.Eval.sampler", "DataLoader.Train.loader", "DataLoader.Eval.loader",
-)  # fmt: skip
-_OPTIONAL = ("EMA", "AMP", "Metric", "DataLoader.Train.loader", "DataLoader.Eval.loader")
-# least, most
-_WHOLE = {
-    "Global.epochs": (1, 10**6), "Global.iters": (1, 10**9), "Global.update_freq": (1, 10**5),
-    "Global.save_interval": (1, 10**6), "Arch.class_num": (1, 10**6),
-    "DataLoader.Train.sampler.batch_size": (1, 10**5), "DataLoader.Eval.sampler.batch_size": (1, 10**5),
-    "DataLoader.Train.loader.num_workers": (0, MOST_WORKERS),
-}  # fmt: skip
-_NUMBERS = {
-    "Optimizer.lr.learning_rate": (0, 1e6), "Optimizer.lr.eta_min": (0, 1e6), "Optimizer.lr.warmup_start_lr": (0, 1e6),
-    "Optimizer.lr.warmup_epoch": (0, 1e6), "Optimizer.weight_decay": (0, 1e6), "Optimizer.beta1": (0, 1),
-    "Optimizer.beta2": (0, 1), "Optimizer.epsilon": (0, 1), "Optimizer.clip_norm": (0, 1e30), "EMA.decay": (0, 1),
-}  # fmt: skip
-_TOP_KEYS = {"Global", "AMP", "EMA", "Arch", "Loss", "Optimizer", "DataLoader", "Metric", "Infer"}
-
-
-def _unknown(block: dict[str, Any], known: set[str], path: str) -> list[str]:
-    where = f"{path}." if path else ""
-    return [f"unknown key '{where}{key}'{did_you_mean(key, known)}" for key in block if key not in known]
-
-
-def _small_crops(operations: Any, part: str) -> list[str]:
-    problems = []
-    for i, operation in enumerate(operations if isinstance(operations, list) else []):
-        for name, arguments in operation.items() if isinstance(operation, dict) else ():
-            size = arguments.get("size") if isinstance(arguments, dict) else None
-            sides = size if isinstance(size, (list, tuple)) else [size]
-            if size is not None and all(isinstance(n, int) for n in sides) and min(sides, default=MIN_SIZE) < MIN_SIZE:
-                where = f"DataLoader.{part}.dataset.transform_ops.{i}.{name}.size"
-                problems.append(f"'{where}' is {size}; vHeat needs at least {MIN_SIZE} pixels a side")
-    return problems
 
 
 class ClassificationTask:
@@ -91,17 +48,20 @@ class ClassificationTask:
     ) -> None:
         self.config = config
         self.source = source
-        found = self._find_problems()
+        self.broken: set[str] = set()
+        found = wrong_kinds(config)
+        if found:
+            self.broken = {"model", "train_dataset", "val_dataset", "class_names"}
+        else:
+            found = find_problems(config)
+            named = {"train_dataset": "DataLoader.Train", "val_dataset": "DataLoader.Eval"}
+            self.broken = {key for key, part in named.items() if any(part in problem for problem in found)}
+        found = unknown_blocks(config) + found
+        self.broken |= {"model"} if found else set()
         if found and problems is None:
             raise ConfigError(source, found)
-        self.broken: set[str] = set()
-        if found and problems is not None:
+        if problems is not None:
             problems += [f"{source}: {problem}" for problem in found]
-            # What is wrong with one part of DataLoader leaves the other; any other mistake leaves both.
-            named = {"train_dataset": "DataLoader.Train", "val_dataset": "DataLoader.Eval"}
-            clear = all("DataLoader." in problem or "Optimizer" in problem for problem in found)
-            self.broken = {k for k, part in named.items() if not clear or any(part in problem for problem in found)}
-            self.broken.add("model")
 
     @staticmethod
     def override(config: dict[str, Any], iters: int | None, batch_size: int | None, rate: float | None) -> None:
@@ -113,68 +73,8 @@ class ClassificationTask:
         if rate is not None:
             config["Optimizer"]["lr"]["learning_rate"] = rate
 
-    def _find_problems(self) -> list[str]:
-        config = self.config
-        problems = _unknown(config, _TOP_KEYS, "")
-        for key in ("Global", "Arch", "Loss", "Optimizer", "DataLoader"):
-            if not isinstance(config.get(key), dict):
-                problems.append(f"no block {key!r}")
-        for path in ("Global", "Arch", "Loss", "Optimizer.lr", "EMA", "AMP", "Metric", *_PARTS):
-            value = self._get(path, {})
-            if not isinstance(value, dict) and not (value is None and path in _OPTIONAL):
-                problems.append(f"{path!r} must be a block of keys, got {value!r}")
-        for path in (
-            "Loss.Train",
-            "Loss.Eval",
-            "Metric.Eval",
-            *(f"{part}.dataset.transform_ops" for part in _PARTS[:2]),
-        ):
-            value = self._get(path)
-            if value is not None and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
-                problems.append(f"{path!r} must be a list of blocks, got {value!r}")
-        if problems:
-            return problems
-        problems += _unknown(config["Global"], _GLOBAL_KEYS, "Global")
-        problems += _unknown(config["Optimizer"], _OPTIMIZER_KEYS, "Optimizer")
-        problems += _unknown(config["Optimizer"].get("lr") or {}, _LR_KEYS, "Optimizer.lr")
-        for key, known in (("Optimizer.name", "AdamW"), ("Optimizer.lr.name", "Cosine")):
-            if self._get(key) != known:
-                problems.append(f"'{key}' must be {known!r}, got {self._get(key)!r}")
-        if self._get("Optimizer.lr.by_epoch", False):
-            problems.append("'Optimizer.lr.by_epoch': the schedule is per iteration")
-        name = str(self._get("Arch.name"))
-        known_names = [*ARCHITECTURES, "vHeat"]
-        if name not in known_names:
-            hint = did_you_mean(name, known_names)
-            problems.append(f"'Arch.name': no such architecture {name!r}{hint} (known: {', '.join(known_names)})")
-        else:
-            arguments = set(inspect.signature(VHeat).parameters) - {"out_norms"} | {"name", "class_num", "pretrained"}
-            problems += _unknown(config["Arch"], arguments, "Arch")
-        for part in ("Train", "Eval"):
-            dataset = self._get(f"DataLoader.{part}.dataset.name")
-            if str(dataset) not in DATASETS:
-                hint = did_you_mean(str(dataset), DATASETS)
-                problems.append(
-                    f"'DataLoader.{part}.dataset.name': no dataset {dataset!r}{hint} (known: {', '.join(DATASETS)})"
-                )
-            if self._get(f"DataLoader.{part}.sampler.batch_size") is None:
-                problems.append(f"no 'DataLoader.{part}.sampler.batch_size'")
-            problems += _small_crops(self._get(f"DataLoader.{part}.dataset.transform_ops"), part)
-        for kinds, bounds, what in ((int, _WHOLE, "a whole number"), ((int, float), _NUMBERS, "a number")):
-            for path, (least, most) in bounds.items():
-                value = self._get(path)
-                right = value is None or (isinstance(value, kinds) and not isinstance(value, bool))
-                if not right or (value is not None and not least <= value <= most):
-                    problems.append(f"'{path}' must be {what} from {least} to {most:g}, got {value!r}")
-        return problems
-
     def _get(self, path: str, default: Any = None) -> Any:
-        value: Any = self.config
-        for key in path.split("."):
-            if not isinstance(value, dict) or key not in value:
-                return default
-            value = value[key]
-        return value
+        return value_at(self.config, path, default)
 
     # --- model ------------------------------------------------------------------------------------
 
@@ -207,7 +107,7 @@ class ClassificationTask:
         block.pop("batch_transform_ops", None)  # of whole batches: see prepare_batch
         name, source = block.pop("name"), f"{self.source}: DataLoader.{part}.dataset.transform_ops"
         factory = DATASETS[name]
-        problems = _unknown(block, set(inspect.signature(factory).parameters), f"DataLoader.{part}.dataset")
+        problems = unknown(block, set(inspect.signature(factory).parameters), f"DataLoader.{part}.dataset")
         if problems:
             raise ConfigError(self.source, problems)
         if name == "ImageNetDataset":
