@@ -302,11 +302,14 @@ class Trainer:
             f"step skipped, {self.skipped_steps} of at most {limit}" if skip else f"{limit} steps are skipped already"
         )
         files = batch_files(self.task.train_dataset, [batch["index"] for batch in batches])
+        files += f" (process {self.rank})" if self.ranks > 1 else ""
         rate = self.optimizer.get_lr()
         error = not_finite([float(loss) for loss, _ in losses], self.iteration + 1, rate, files, said)
         if not skip:
             raise error
         self.say(f"[SKIP] {error}")
+        if not self.is_main and not np.isfinite([float(loss) for loss, _ in losses]).all():
+            print(f"[SKIP] {error}", flush=True)  # process 0 sees this batch in the gradients only
         restore(before)
         if self.scaler:
             self.scaler.update()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from paddle_vheat.engine.checkpoint import list_checkpoints, read_checkpoint
 from paddle_vheat.engine.finite import NonFiniteLossError, all_finite, restore, untrained_state
 from tests.conftest import paddle
 from tests.engine import tiny
+from tests.engine.test_distributed import SCRIPT, finish, launch
 from tests.engine.test_trainer import ToyTask, assert_same, assert_same_checkpoint, parameters, train, trainer
 
 
@@ -144,3 +146,35 @@ def test_all_finite(value):
     assert all_finite(tensors)
     tensors[0][1, 2] = value
     assert not all_finite(tensors)
+
+
+SPOIL = """
+plain, calls = task.forward_loss, []
+
+
+def spoilt(model, batch):
+    loss, parts = plain(model, batch)
+    calls.append(0)
+    return (loss * float("nan") if rank == 1 and len(calls) == 2 else loss), parts
+
+
+task.forward_loss = spoilt
+result = trainer.run()
+result["skipped"] = trainer.skipped_steps
+"""
+
+
+def test_two_processes_skip_together(cityscapes, tmp_path):
+    """The loss is NaN in the second process alone."""
+    config = tiny.write_config(tmp_path / "tiny.yml", tiny.cityscapes_config(cityscapes))
+    (tmp_path / "script.py").write_text(SCRIPT.replace("result = trainer.run()\n", SPOIL), encoding="utf-8")
+    options = {"save_dir": str(tmp_path / "out"), "log_iters": 1, "save_interval": 3, "iters": 3, "batch_size": 1}
+    command = [tmp_path / "script.py", config, json.dumps({**options, "max_skipped_steps": 1}), tmp_path / "report"]
+    logs = finish(launch(tmp_path, command), tmp_path)
+    first, second = (json.loads((tmp_path / f"report.{rank}").read_text(encoding="utf-8")) for rank in (0, 1))
+    assert first["result"]["skipped"] == second["result"]["skipped"] == 1
+    assert first["model"] == second["model"]
+    assert "[SKIP] the loss is nan in iteration 2" in logs
+    assert "(process 1)" in logs
+    assert_finite_checkpoints(tmp_path / "out")
+    assert [folder.name for folder in list_checkpoints(tmp_path / "out")] == ["iter_3"]
