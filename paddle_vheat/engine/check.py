@@ -123,15 +123,17 @@ def scan(task: Any, dataset: Any, name: str, which: str | int = "auto", num_work
     well is remembered in the user's cache folder until a file's size or time changes.
 
     Args:
-        task: checks a sample by ``check_stored(dataset, index)``; nothing is scanned if it cannot.
+        task: checks a sample by ``check_stored(dataset, index)``, and says by ``storage_rules(dataset)`` on what that
+            depends beside the files; None if there are none.
         name: of the data, for the bar.
         which: see :func:`which_samples`.
         num_workers: processes; 0 takes as many as there are processors if there is much to do.
     """
     indices = which_samples(len(dataset), which)
-    if not len(indices) or not hasattr(task, "check_stored"):
+    rules = task.storage_rules(dataset)
+    if not len(indices) or rules is None:
         return []
-    remembered = _cache_file(task, dataset, indices)
+    remembered = _cache_file(rules, dataset, indices)
     if remembered is not None and remembered.is_file():
         return []
     if not num_workers and len(indices) >= WORKERS_FROM:
@@ -150,9 +152,9 @@ def scan(task: Any, dataset: Any, name: str, which: str | int = "auto", num_work
     return problems
 
 
-def _cache_file(task: Any, dataset: Any, indices: np.ndarray) -> Path | None:
+def _cache_file(rules: str, dataset: Any, indices: np.ndarray) -> Path | None:
     """Where it is remembered that these samples, with files of these sizes and times, are sound."""
-    digest = hashlib.sha256(task.storage_rules(dataset).encode())
+    digest = hashlib.sha256(rules.encode())
     for index in indices:
         for path in sample_files(dataset, index):
             try:

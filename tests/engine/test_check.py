@@ -141,6 +141,17 @@ def test_classification(tmp_path):
     assert problem.startswith(f"{path}: image file is truncated")
 
 
+def test_data_without_files_is_not_scanned(tmp_path, monkeypatch):
+    config = classification_config(tmp_path)
+    for part in ("Train", "Eval"):
+        config["DataLoader"][part]["dataset"] = {"name": "Digits", "mode": "train", "size": 32}
+    config["Arch"]["class_num"] = 10
+    task = ClassificationTask(config)
+    seen = reads(monkeypatch, task)
+    assert scan(task, task.train_dataset, "data", "all") == []
+    assert seen == []
+
+
 def test_every_listed_file_must_be_there(tmp_path):
     """Not only some of them: thousands, of which one is missing."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
