@@ -79,8 +79,22 @@ def _test_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _set_up(args: argparse.Namespace) -> Any:
-    """Choose the device and build the task."""
+def _check_data(text: str) -> str | int:
+    """What --check_data takes: auto, all, none or a number of samples."""
+    if text in ("auto", "all", "none"):
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected auto, all, none or a number of samples, got {text!r}")
+
+
+def _add_check_data(parser: argparse.ArgumentParser) -> None:
+    text = "samples to read before the start: auto (default; all of up to 3000, else 1000), all, none, or a number"
+    parser.add_argument("--check_data", type=_check_data, default="auto", metavar="auto|all|none|N", help=text)
+
+
+def _set_up(args: argparse.Namespace) -> None:
+    """Choose the device and import Paddle for it."""
     # Paddle's C++ side logs warnings that say nothing to a user, such as one per static graph.
     os.environ.setdefault("GLOG_minloglevel", "2")
     on_cpu = args.device == "cpu" or (args.device is None and not _gpu_is_there())
@@ -97,11 +111,19 @@ def _set_up(args: argparse.Namespace) -> Any:
         paddle.distributed.init_parallel_env()
     else:
         paddle.set_device(device)
+
+
+def _make_task(args: argparse.Namespace, report: Any) -> Any:
+    """The task of the configuration; mistakes in that go into the report."""
     from paddle_vheat.config import load_config
     from paddle_vheat.engine.tasks import make_task
 
     config = load_config(args.config, args.opts)
-    return make_task(config, args.config, *(getattr(args, n, None) for n in ("iters", "batch_size", "learning_rate")))
+    iters, batch_size, rate = (getattr(args, name, None) for name in ("iters", "batch_size", "learning_rate"))
+    problems: list[str] = []
+    task = make_task(config, args.config, iters, batch_size, rate, problems)
+    report.add(problems)
+    return task
 
 
 def load_checkpoint(task: Any, path: str | None) -> None:
@@ -129,6 +151,11 @@ def _guarded(run: Callable[[argparse.Namespace], int], parser: argparse.Argument
             raise
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
+    except Exception as error:
+        if args.debug:
+            raise
+        print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        return EXIT_ERROR
 
 
 # --- train ------------------------------------------------------------------------------------------
@@ -154,6 +181,9 @@ def train_parser() -> argparse.ArgumentParser:
         metavar="DIR|auto",
         help="checkpoint folder to continue; auto: the newest whole one in --save_dir",
     )
+    text = "iterations with a loss or gradients that are not finite to skip, checked in each; default 0: stop"
+    add("--max_skipped_steps", type=int, default=0, metavar="N", help=text)
+    _add_check_data(parser)
     add("--seed", type=int, default=42, help="of weights, data order and augmentation; default 42")
     add("--precision", choices=("fp32", "fp16", "bf16"), help="on a GPU; default fp32, or the configuration's")
     add("--amp_level", choices=("O1", "O2"), default="O1", help="how far mixed precision goes; default O1")
@@ -161,10 +191,28 @@ def train_parser() -> argparse.ArgumentParser:
 
 
 def _train(args: argparse.Namespace) -> int:
-    task = _set_up(args)
-    from paddle_vheat.engine.trainer import Trainer, TrainOptions
+    _set_up(args)
+    from paddle_vheat.engine.check import Report, check_resume, check_training
+    from paddle_vheat.engine.trainer import Trainer
 
-    options = TrainOptions(
+    report, trainer = Report(), None
+    task = _make_task(args, report)
+    if not task.broken:
+        with report.collecting():
+            trainer = Trainer(task, _train_options(args, task))
+        if args.resume_model is not None:
+            with report.collecting():
+                check_resume(args.save_dir, args.resume_model, task.model)
+    check_training(task, report, args.do_eval, args.check_data, args.num_workers or 0)
+    report.close()
+    assert trainer is not None  # or there had been something to report
+    return EXIT_SIGNAL if trainer.run()["stopped"] == "signal" else 0
+
+
+def _train_options(args: argparse.Namespace, task: Any) -> Any:
+    from paddle_vheat.engine.trainer import TrainOptions
+
+    return TrainOptions(
         iters=task.iters,
         batch_size=task.batch_size,
         accumulation=task.accumulation,
@@ -182,11 +230,8 @@ def _train(args: argparse.Namespace) -> int:
         amp_level=args.amp_level,
         resume_model=args.resume_model,
         early_stop_intervals=args.early_stop_intervals,
+        max_skipped_steps=args.max_skipped_steps,
     )
-    if args.do_eval:
-        len(task.val_dataset)  # a missing folder is better known now than at the first evaluation
-    result = Trainer(task, options).run()
-    return EXIT_SIGNAL if result["stopped"] == "signal" else 0
 
 
 # --- val --------------------------------------------------------------------------------------------
@@ -197,14 +242,25 @@ def val_parser() -> argparse.ArgumentParser:
     _add_model_path(parser)
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read images; default 0")
     parser.add_argument("--json", metavar="FILE", help="also write the scores to a JSON file")
+    _add_check_data(parser)
     _add_test_options(parser)
     return parser
 
 
 def _val(args: argparse.Namespace) -> int:
     options = _test_options(args)
-    task = _set_up(args)
-    load_checkpoint(task, args.model_path)
+    _set_up(args)
+    from paddle_vheat.engine.check import Report, check_data
+
+    report = Report()
+    task = _make_task(args, report)
+    if not task.broken:
+        with report.collecting():
+            load_checkpoint(task, args.model_path)
+    if "val_dataset" not in task.broken:
+        with report.collecting():
+            check_data(task, report, "val_dataset", "the validation data", args.check_data, args.num_workers)
+    report.close()
     result = task.evaluate(task.model, num_workers=args.num_workers, **options)
     from paddle_vheat._paddle import paddle
 
@@ -236,11 +292,18 @@ def predict_parser() -> argparse.ArgumentParser:
 
 def _predict(args: argparse.Namespace) -> int:
     options = _test_options(args)
-    task = _set_up(args)
+    _set_up(args)
+    from paddle_vheat.engine.check import Report
     from paddle_vheat.engine.predict import list_images
 
-    images = list_images(args.image_path)
-    load_checkpoint(task, args.model_path)
+    report, images = Report(), []
+    task = _make_task(args, report)
+    with report.collecting():
+        images = list_images(args.image_path)
+    if not task.broken:
+        with report.collecting():
+            load_checkpoint(task, args.model_path)
+    report.close()
     written = task.predict(images, args.save_dir, **options)
     print(f"{len(images)} images; written: {written}")
     return 0
@@ -265,10 +328,16 @@ def export_parser() -> argparse.ArgumentParser:
 
 
 def _export(args: argparse.Namespace) -> int:
-    task = _set_up(args)
+    _set_up(args)
+    from paddle_vheat.engine.check import Report
     from paddle_vheat.engine.export import export_model
 
-    load_checkpoint(task, args.model_path)
+    report = Report()
+    task = _make_task(args, report)
+    if not task.broken:
+        with report.collecting():
+            load_checkpoint(task, args.model_path)
+    report.close()
     export_model(task, args.save_dir, args.input_shape, args.output_op, say=lambda text: print(text, flush=True))
     print(f"written and checked: {args.save_dir} ({', '.join(sorted(os.listdir(args.save_dir)))})")
     return 0

@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+MAX_FILE_BYTES = 1 << 20
+MAX_VALUES = 100_000
+MAX_MERGED = 1000
+"""Bounds of a configuration; the largest of ours has some hundred values. Anchors make billions of a few lines."""
+
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the file and the key."""
+    """A configuration that cannot be used; the message names the file and the key.
+
+    Args:
+        text: the message; with ``problems``, the file's name.
+        problems: several mistakes in one file, told below each other.
+    """
+
+    def __init__(self, text: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(f"{text}:\n  " + "\n  ".join(problems) if problems else text)
+        self.problems = [f"{text}: {problem}" for problem in problems] or [text]
+
+
+class MissingFileError(ConfigError, FileNotFoundError):
+    """A configuration names a folder or a file that does not exist."""
+
+
+@contextlib.contextmanager
+def building(source: str, block: str) -> Iterator[None]:
+    """Inside, a part of a program is built from a block of a configuration: what goes wrong is the block's fault.
+
+    Errors that name what is wrong (a ConfigError, the system's of a file) pass as they are.
+    """
+    try:
+        yield
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:
+        kind = "" if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: "
+        raise ConfigError(f"{source}: {block!r}: {kind}{error}") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,6 +66,15 @@ class _Loader(yaml.SafeLoader):
                 raise ConfigError(f"{self.name}: the key {key!r} is given twice, the second time in line {line}")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge keys (<<) copy what they name, and what that merges: bounded, as copies of copies grow without end."""
+        for key_node, value_node in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge" and len(value_node.value) > MAX_MERGED:
+                raise ConfigError(f"{self.name}: '<<' merges more than {MAX_MERGED} blocks or keys")
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_MERGED:
+            raise ConfigError(f"{self.name}: '<<' makes a block of more than {MAX_MERGED} keys")
 
 
 def _number(loader: _Loader, node: yaml.ScalarNode) -> float:
@@ -51,6 +95,8 @@ def _read_yaml(path: Path, named_by: Path | None) -> dict[str, Any]:
         origin = f" (the _base_ of {named_by})" if named_by else ""
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise FileNotFoundError(f"no such configuration: {path}{origin}{hint}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: {path.stat().st_size} bytes; a configuration has at most {MAX_FILE_BYTES}")
     try:
         with path.open(encoding="utf-8") as file:
             content = yaml.load(file, Loader=_Loader)
@@ -58,6 +104,10 @@ def _read_yaml(path: Path, named_by: Path | None) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8: {error}") from error
+    except (ConfigError, RecursionError):
+        raise
+    except Exception as error:  # PyYAML says it in any way: a date that is none, !!int x, a million digits ...
+        raise ConfigError(f"{path}: holds a value that YAML cannot read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(content).__name__}")
     return content
@@ -74,11 +124,17 @@ def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _finish(value: Any) -> Any:
+def _finish(value: Any, count: Iterator[int]) -> Any:
     """A copy without inheritance markers, in which what a YAML anchor named in two places is two things."""
+    if next(count) > MAX_VALUES:
+        raise ConfigError(f"more than {MAX_VALUES} values, once every YAML anchor is followed")
+    if not isinstance(value, (str, int, float, type(None), dict, list, tuple)):
+        raise ConfigError(f"holds {value!r}, a {type(value).__name__}; expected words, numbers, lists and blocks")
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ConfigError("holds a whole number of more than 64 bits")
     if isinstance(value, dict):
-        return {key: _finish(item) for key, item in value.items() if key != "_inherited_"}
-    return [_finish(item) for item in value] if isinstance(value, list) else value
+        return {key: _finish(item, count) for key, item in value.items() if key != "_inherited_"}
+    return [_finish(item, count) for item in value] if isinstance(value, list) else value
 
 
 def _read_inherited(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -109,6 +165,10 @@ def _set(config: dict[str, Any], assignment: str) -> None:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as its documentation lists them
         value = {"true": True, "false": False, "null": None}.get(text.lower(), text)
+    try:
+        value = _finish(value, itertools.count())
+    except ConfigError as error:
+        raise ConfigError(f"--opts {key}: {error}") from error
     *parents, last = key.split(".")
     block: Any = config
     for depth, name in enumerate(parents):
@@ -147,7 +207,11 @@ def load_config(path: str | Path, opts: Sequence[str] | None = None) -> dict[str
             within a block is taken: a block need not give what has a default.
     """
     try:
-        config = _finish(_read_inherited(Path(path)))
+        config = _read_inherited(Path(path))
+        try:
+            config = _finish(config, itertools.count())
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deep, or a YAML anchor within itself") from error
     for assignment in opts or ():

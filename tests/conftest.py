@@ -12,6 +12,7 @@ import pytest
 from paddle_vheat.cpu import configure_cpu
 
 os.environ.setdefault("SEG_HOME", str(Path(__file__).resolve().parent.parent / "build" / "seg_home"))
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parent.parent / "build" / "cache")
 if "paddle" not in sys.modules:
     configure_cpu()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -217,3 +219,64 @@ def test_tags_are_refused_and_not_run(write, monkeypatch, tag):
 def test_did_you_mean():
     assert did_you_mean("momentun", ["momentum", "type"]) == "; did you mean 'momentum'?"
     assert did_you_mean("zzz", ["momentum"]) == ""
+
+
+# --- hostile files ----------------------------------------------------------------------------------
+
+NAMES = "abcdefghij"
+BOMBS = {
+    "anchors": (
+        "\n".join(["a: &a [x, x, x, x, x, x, x, x, x]"]
+                  + [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip(NAMES, NAMES[1:])]),
+        "more than 100000 values, once every YAML anchor is followed",
+    ),
+    "merges": (
+        "\n".join(["a: &a {x: 1, y: 2}"]
+                  + [f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}], k{b}: 1}}" for a, b in zip(NAMES, NAMES[1:])]),
+        "'<<' makes a block of more than 1000 keys",
+    ),
+    "long merge": ("a: &a {x: 1}\nb: {<<: [" + "*a, " * 2000 + "*a]}", "'<<' merges more than 1000 blocks"),
+    "depth": ("a: " + "[" * 20_000, "nested too deep"),
+    "digits": ("a: " + "9" * 50_000, "holds a value that YAML cannot read"),
+    "hexadecimal": ("a: 0x" + "f" * 5000, "holds a whole number of more than 64 bits"),
+    "date": ("a: 2020-99-99", "holds a value that YAML cannot read"),
+    "sound date": ("a: 2020-09-09", "a date; expected words, numbers, lists and blocks"),
+    "set": ("a: !!set {x}", "a set; expected words, numbers, lists and blocks"),
+    "wrong tag": ("a: !!timestamp x", "holds a value that YAML cannot read"),
+    "size": ("a: " + "x" * (1 << 20), "bytes; a configuration has at most 1048576"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused(write, name):
+    text, message = BOMBS[name]
+    path = write("x.yml", text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(path)
+    assert "x.yml" in str(error.value)
+
+
+def test_bombs_take_little_memory(tmp_path):
+    for i, (text, _) in enumerate(BOMBS.values()):
+        (tmp_path / f"{i}.yml").write_text(text, encoding="utf-8")
+    code = (
+        "import resource, sys, pathlib\n"
+        "from paddle_vheat.config import load_config, ConfigError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for path in pathlib.Path(sys.argv[1]).iterdir():\n"
+        "    try: load_config(path)\n"
+        "    except ConfigError: pass\n"
+        "    else: raise SystemExit('was read')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 60_000  # kilobytes; the largest file has a megabyte, its syntax tree some twenty
+
+
+def test_options_are_bounded_as_files_are(write):
+    path = write("x.yml", "a: 1")
+    with pytest.raises(ConfigError, match="--opts a: holds a whole number of more than 64 bits"):
+        load_config(path, ["a=" + hex(2**70)])
+    with pytest.raises(ConfigError, match=r"--opts a: holds .*, a set"):
+        load_config(path, ["a={1, 2}"])

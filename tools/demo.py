@@ -65,8 +65,9 @@ def exported_pictures(folder: Path, count: int) -> list[Any]:
     from PIL import Image
 
     from paddle_vheat.config import load_config
+    from paddle_vheat.data.image_file import read_bgr
     from paddle_vheat.engine.export import load_runtime
-    from paddle_vheat.engine.predict import compose_triptych, read_image
+    from paddle_vheat.engine.predict import compose_triptych
     from paddle_vheat.engine.tasks.segmentation import SegmentationTask
 
     task = SegmentationTask(load_config(ROOT / CONFIG), CONFIG)
@@ -74,7 +75,7 @@ def exported_pictures(folder: Path, count: int) -> list[Any]:
     files = task.val_dataset.file_list
     pictures = []
     for image_path, label_path in files[:: max(len(files) // count, 1)][:count]:
-        image = read_image(image_path)
+        image = read_bgr(image_path)
         data = task.val_transforms({"img": image.astype(np.float32), "gt_fields": []})
         classes = predict(data["img"][None].astype(np.float32))[0]
         label = np.asarray(Image.open(label_path)).astype(np.int64)

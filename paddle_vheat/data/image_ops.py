@@ -13,7 +13,6 @@ Between the operations an image is an RGB :class:`PIL.Image.Image`; from Normali
 from __future__ import annotations
 
 import inspect
-import io
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -41,6 +40,7 @@ from paddle_vheat.data._rand_augment import (
     draw_interpolation,
     parse_config,
 )
+from paddle_vheat.data.image_file import open_image
 
 CROP_ATTEMPTS = 10
 DRAFT_GAP = 2
@@ -51,17 +51,6 @@ def _as_image(value: Any) -> Image.Image:
     if isinstance(value, Image.Image):
         return value
     return Image.fromarray(value)
-
-
-def _open(data: bytes) -> Image.Image:
-    """The image in a file's bytes, with its size known and its pixels not yet decoded."""
-    try:
-        return Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"the image is too large: {error}") from error
-    except OSError as error:
-        what = "is empty" if not data else "is no image that Pillow knows, or the beginning of one"
-        raise ValueError(f"the file {what}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -104,7 +93,7 @@ class DecodeImage:
         return image if self.to_rgb else Image.merge("RGB", image.split()[::-1])
 
     def __call__(self, data: Any) -> Image.Image:
-        return self.finish(_open(data)) if isinstance(data, bytes) else _as_image(data)
+        return self.finish(open_image(data)) if isinstance(data, bytes) else _as_image(data)
 
 
 class RandCropImage:
@@ -154,7 +143,7 @@ class RandCropImage:
 
     def from_file(self, data: bytes, decode: DecodeImage) -> Image.Image:
         """Decode and crop in one: large parts of large JPEGs are decoded at a fraction of their size."""
-        image = _open(data)
+        image = open_image(data)
         width, height = image.size
         left, top, right, bottom = self.draw(width, height)
         share = min((right - left) // self.size[0], (bottom - top) // self.size[1]) // DRAFT_GAP

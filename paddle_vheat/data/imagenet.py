@@ -14,10 +14,10 @@ import numpy as np
 
 from paddle_vheat._paddle import paddle
 from paddle_vheat.config import did_you_mean
+from paddle_vheat.data.image_file import absent_files, open_image
 from paddle_vheat.data.image_ops import build_ops, pipeline
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-CHECKED_AT_START = 16
 
 
 class ImageNetDataset(paddle.io.Dataset):
@@ -69,7 +69,7 @@ class ImageNetDataset(paddle.io.Dataset):
             self._read_folders(num_classes)
         else:
             self._read_list(self.cls_label_path, " " if delimiter is None else delimiter, num_classes)
-            self._check_some()
+            self._check_all_are_there()
         largest = max(label for _, label in self.file_list)
         self.num_classes = largest + 1 if num_classes is None else num_classes
         if self.class_names is not None:
@@ -105,11 +105,12 @@ class ImageNetDataset(paddle.io.Dataset):
         if not self.file_list:
             raise ValueError(f"{path}: lists no images; expected lines of 'path{delimiter}label'")
 
-    def _check_some(self) -> None:
-        """Find a wrong image_root now, and not at the first sample: to look for all of ImageNet takes minutes."""
-        for index in np.linspace(0, len(self) - 1, min(len(self), CHECKED_AT_START)).astype(int):
-            if not os.path.isfile(self.file_list[index][0]):
-                raise FileNotFoundError(f"no such image: {self._where(index)}")
+    def _check_all_are_there(self) -> None:
+        absent = absent_files(path for path, _ in self.file_list)
+        if absent:
+            index = [path for path, _ in self.file_list].index(absent[0])
+            more = f", and {len(absent) - 1} more" if len(absent) > 1 else ""
+            raise FileNotFoundError(f"no such image: {self._where(index)}{more}")
 
     def _read_folders(self, num_classes: int | None) -> None:
         root = self.image_root
@@ -131,6 +132,15 @@ class ImageNetDataset(paddle.io.Dataset):
 
     def __len__(self) -> int:
         return len(self.file_list)
+
+    def check_file(self, index: int) -> None:
+        """Decode an image; raise as ``[index]`` does if that cannot be done."""
+        path, _ = self.file_list[index]
+        try:
+            with open_image(path) as image:
+                image.load()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"{self._where(index)}: {error}") from error
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample: "img" float32 (3, H, W), "label" int64 (), "index" int64 ().

@@ -7,13 +7,14 @@ on disk; ``state.json`` holds the size and CRC-32 of every file, and the CRC-32 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,35 @@ def save_checkpoint(
     return folder
 
 
+def _check_state(state: Mapping[str, Any]) -> None:
+    """Raise a ValueError for what no run has written, though its checksum be right: anybody can compute one."""
+    iteration = state["iteration"]
+    if not isinstance(iteration, int) or not 0 <= iteration < 1 << 62:
+        raise ValueError(f"its iteration is {iteration!r}")
+    for name, entry in state["files"].items():
+        if Path(name).name != name or not isinstance(entry["size"], int) or not isinstance(entry["crc32"], int):
+            raise ValueError(f"it names the file {name!r}, expected names within the folder, sizes and checksums")
+    for key in ("best", "options", "lr_scheduler", "config"):
+        if not isinstance(state.get(key, {}), dict):
+            raise ValueError(f"its {key!r} is {type(state[key]).__name__}, expected keys and values")
+    for key, value in state.get("lr_scheduler", {}).items():
+        if not isinstance(value, (int, float, str, dict, list, type(None))):
+            raise ValueError(f"its 'lr_scheduler.{key}' is {value!r}")
+    for name, best in state.get("best", {}).items():
+        if not all(isinstance(best[key], (int, float)) for key in ("score", "iteration")):
+            raise ValueError(f"its 'best.{name}' is {best!r}")
+
+
+@contextlib.contextmanager
+def resuming(where: str | Path) -> Iterator[None]:
+    """Inside, a state of another program or version than this one's is a :class:`CheckpointError`."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        text = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{where}: holds no state that this run can resume from ({text})") from error
+
+
 def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
     """State and arrays (by file name) of a checkpoint.
 
@@ -118,7 +148,8 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[
         if state["crc32"] != _state_crc32(state):
             raise ValueError("its checksum is not what was written")
         files = state["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _check_state(state)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder}: {STATE_FILE} is missing or damaged ({error})") from error
     arrays = {}
     for name, expected in files.items():

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import itertools
 import multiprocessing
+import os
 import random
 import signal
 import sys
@@ -24,11 +25,40 @@ import numpy as np
 from paddle.io.dataloader.collate import default_collate_fn
 
 from paddle_vheat._paddle import paddle
+from paddle_vheat.data.image_file import check_header
+
+MOST_WORKERS = 256
 
 
 def derived_seed(*parts: int) -> int:
     """A 32-bit seed from several numbers, well mixed."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def sample_files(dataset: Any, index: int) -> list[str]:
+    """Names of the files that a sample of a data set is read from; [] for a data set without ``file_list``."""
+    files = getattr(dataset, "file_list", None)
+    return [] if files is None else [str(name) for name in files[int(index)] if isinstance(name, (str, os.PathLike))]
+
+
+def read_sample(dataset: Any, index: int) -> Any:
+    """A sample of a data set; whatever goes wrong names its files.
+
+    Raises:
+        ValueError, OSError: as the data set raises them, and for an image whose header cannot be.
+        RuntimeError: for its other errors.
+    """
+    files = sample_files(dataset, index)
+    for name in files:
+        if os.path.isfile(name):
+            check_header(name)
+    try:
+        return dataset[index]
+    except Exception as error:
+        kind, text = _told(error)
+        if not files or any(name in text for name in files):
+            raise kind(text) from error
+        raise kind(f"{files[0]}: {text}") from error
 
 
 def load_batches(dataset: Any, batches: Iterable[Sequence[Any]], num_workers: int = 0) -> Generator[Any, None, None]:
@@ -227,7 +257,7 @@ class SeededDataset(paddle.io.Dataset):
         random.seed(seed)
         np.random.seed(seed)
         try:
-            item = self.dataset[index]
+            item = read_sample(self.dataset, index)
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from paddle_vheat._paddle import paddle
-from paddle_vheat.engine.data import load_batches
+from paddle_vheat.engine.data import load_batches, read_sample, sample_files
 from paddle_vheat.engine.metrics import SegmentationScores, confusion_matrix
 from paddle_vheat.integrations.paddleseg import infer
 
@@ -25,7 +25,7 @@ class ValidationSamples(paddle.io.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, i: int) -> tuple[Any, ...]:
-        item = self.dataset[i]
+        item = read_sample(self.dataset, i)
         return item["img"], item["label"], code_undo(item["trans_info"]), np.int64(i)
 
 
@@ -147,8 +147,7 @@ def evaluate(
                     truth = label.numpy()[0, 0]
                     matrix += confusion_matrix(truth, prediction, len(class_names), dataset.ignore_index)
                 except ValueError as error:
-                    name = getattr(dataset, "file_list", None)
-                    where = name[int(index)][1] if name else f"sample {int(index)}"
+                    where = (sample_files(dataset, int(index)) or [f"sample {int(index)}"])[-1]
                     raise ValueError(f"{where}: {error}") from error
     finally:
         loader.close()

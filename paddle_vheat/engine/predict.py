@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from paddle_vheat._paddle import paddle
+from paddle_vheat.config import building
+from paddle_vheat.data.image_file import read_bgr
 from paddle_vheat.engine.evaluate import predict_logits
 from paddle_vheat.weights.loading import write_atomically
 
@@ -56,17 +57,11 @@ def list_images(source: str | Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Image as BGR uint8 (H, W, 3)."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"{path}: cannot be decoded as an image")
-    return image
-
-
 def predict_classes(task: Any, model: Any, image: np.ndarray, **options: Any) -> np.ndarray:
     """Class of every pixel, int64 (H, W), of a BGR image (H, W, 3)."""
-    data = task.val_transforms({"img": image.astype(np.float32), "gt_fields": []})
+    transforms = task.val_transforms
+    with building(task.source, "val_dataset.transforms"):
+        data = transforms({"img": image.astype(np.float32), "gt_fields": []})
     batch = paddle.to_tensor(data["img"][None])
     with paddle.no_grad():
         logits = predict_logits(model, batch, data["trans_info"], **{**task.test_options, **options})
@@ -108,7 +103,7 @@ def predict_folder(
     failures: list[str] = []
     for (path, _), name in zip(tqdm(images, desc="predicting", unit="img", disable=None), names):
         try:
-            image = read_image(path)
+            image = read_bgr(path)
             classes = predict_classes(task, model, image, **options)
         except ValueError as error:
             failures.append(str(error) if str(path) in str(error) else f"{path}: {error}")
@@ -144,7 +139,7 @@ def picture_names(images: Sequence[tuple[Path, Path]]) -> list[Path]:
 def triptych(task: Any, model: Any, index: int) -> np.ndarray:
     """Validation image ``index`` | its truth | the prediction, RGB uint8 (H, 3 W, 3)."""
     image_path, label_path = task.val_dataset.file_list[index]
-    image = read_image(image_path)
+    image = read_bgr(image_path)
     was_training = model.training
     model.eval()
     try:

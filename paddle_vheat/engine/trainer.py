@@ -27,15 +27,26 @@ from paddle_vheat.engine.checkpoint import (
     prune_checkpoints,
     read_checkpoint,
     restore_optimizer,
+    resuming,
     save_checkpoint,
 )
-from paddle_vheat.engine.data import IterationSampler, SeededDataset, derived_seed, load_batches
+from paddle_vheat.engine.data import (
+    MOST_WORKERS,
+    IterationSampler,
+    SeededDataset,
+    derived_seed,
+    load_batches,
+)
 from paddle_vheat.engine.ema import ExponentialMovingAverage
+from paddle_vheat.engine.finite import (
+    all_finite,
+    batch_files,
+    check_weights,
+    not_finite,
+    restore,
+    untrained_state,
+)
 from paddle_vheat.weights.loading import load_state, save_weights, write_atomically
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite."""
 
 
 @dataclass
@@ -59,6 +70,7 @@ class TrainOptions:
     amp_level: str = "O1"
     resume_model: str | None = None
     early_stop_intervals: int | None = None
+    max_skipped_steps: int = 0
 
 
 class Trainer:
@@ -73,10 +85,14 @@ class Trainer:
         self.task = task
         self.options = options
         lowest = dict.fromkeys(("iters", "batch_size", "save_interval", "log_iters", "accumulation"), 1)
-        for name, least in {**lowest, "seed": 0, "num_workers": 0, "keep_checkpoint_max": 0}.items():
+        lowest.update(seed=0, num_workers=0, keep_checkpoint_max=0, max_skipped_steps=0)
+        for name, least in lowest.items():
             value = getattr(options, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        for name, most in {"num_workers": MOST_WORKERS, "batch_size": 10**5, "accumulation": 10**5}.items():
+            if getattr(options, name) > most:
+                raise ValueError(f"{name} must be at most {most}, got {getattr(options, name)}")
         if options.early_stop_intervals is not None and options.early_stop_intervals < 1:
             raise ValueError(f"early_stop_intervals must be at least 1, got {options.early_stop_intervals}")
         if options.early_stop_intervals is not None and not options.do_eval:
@@ -113,6 +129,7 @@ class Trainer:
         self.iteration = 0
         self.best: dict[str, dict[str, float]] = {}
         self.stale_intervals = 0
+        self.skipped_steps = 0
         self.stop_signal: int | None = None
         self.stopping = False
         self._bar: Any = None
@@ -154,7 +171,8 @@ class Trainer:
         options = self.options
         self.save_dir.mkdir(parents=True, exist_ok=True)
         if options.resume_model is not None:
-            self._resume(options.resume_model)
+            with resuming(options.resume_model):
+                self._resume(options.resume_model)
             if self.iteration == options.iters:
                 self.say(f"the run is complete ({self.iteration} of {options.iters} iterations); nothing to do")
                 return {"iteration": self.iteration, "best": self.best, "stopped": None}
@@ -190,6 +208,7 @@ class Trainer:
                             break
                     elif self.stopping:
                         self._synchronise()
+                        self._check_weights()
                         self._save()
                     if self.stopping and not last:
                         stopped = "signal"
@@ -237,6 +256,8 @@ class Trainer:
         options = self.options
         paddle.seed(derived_seed(options.seed, self.iteration, self.rank))
         losses: list[Any] = []
+        watched = [self.model] + ([self.task.loss_layers] if self._loss_state() else [])
+        before = untrained_state(watched) if options.max_skipped_steps else []
         for i, batch in enumerate(batches):
             # Gradients are exchanged between processes once, with the last batch.
             batch = self.task.prepare_batch(batch, derived_seed(options.seed, self.iteration, self.rank, i + 1))
@@ -249,6 +270,12 @@ class Trainer:
             losses.append((loss.detach(), {name: part.detach() for name, part in parts.items()}))
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
+        if options.max_skipped_steps:
+            # A scaler looks at the gradients itself: while it finds its scale, they overflow.
+            gradients = [] if self.scaler else [p.grad for p in self.model.parameters() if p.grad is not None]
+            if not all_finite([*(loss for loss, _ in losses), *gradients]):
+                self._skip_step(losses, batches, before)
+                return
         if self.task.clip_norm is not None:
             with_gradient = [p for p in self.model.parameters() if p.grad is not None]
             nn.utils.clip_grad_norm_(with_gradient, self.task.clip_norm)
@@ -265,6 +292,38 @@ class Trainer:
             self.ema.update(self.iteration)
         self.stopping = self._agree_to_stop()
         self._log(losses, rate, batches)
+
+    def _skip_step(self, losses: list[Any], batches: list[dict[str, Any]], before: list[tuple[Any, Any]]) -> None:
+        """Go on to the next iteration as if this one's data had not been, but for the schedule."""
+        limit = self.options.max_skipped_steps
+        skip = self.skipped_steps < limit
+        self.skipped_steps += skip
+        said = (
+            f"step skipped, {self.skipped_steps} of at most {limit}" if skip else f"{limit} steps are skipped already"
+        )
+        files = batch_files(self.task.train_dataset, [batch["index"] for batch in batches])
+        files += f" (process {self.rank})" if self.ranks > 1 else ""
+        rate = self.optimizer.get_lr()
+        error = not_finite([float(loss) for loss, _ in losses], self.iteration + 1, rate, files, said)
+        if not skip:
+            raise error
+        self.say(f"[SKIP] {error}")
+        if not self.is_main and not np.isfinite([float(loss) for loss, _ in losses]).all():
+            print(f"[SKIP] {error}", flush=True)  # process 0 sees this batch in the gradients only
+        restore(before)
+        if self.scaler:
+            self.scaler.update()
+        self.scheduler.step()
+        self.optimizer.clear_grad()
+        self.iteration += 1
+        self.stopping = self._agree_to_stop()
+        self._log([], rate, [])
+
+    def _check_weights(self) -> None:
+        """Raise if a weight, or its average, is not finite, before it is scored or saved."""
+        for part in (self.model, self.ema):
+            if part is not None:
+                check_weights(part.state_dict(), self.iteration, self.save_dir)
 
     def _agree_to_stop(self) -> bool:
         """Whether a signal asks to stop after this iteration.
@@ -286,6 +345,7 @@ class Trainer:
 
     def _reset_log(self) -> None:
         self._log_losses: list[Any] = []
+        self._log_indices: list[Any] = []
         self._log_start = time.perf_counter()
         self._log_wait = 0.0
         self._log_images = 0
@@ -294,22 +354,27 @@ class Trainer:
         options = self.options
         self._bar.update(1)
         self._log_losses.extend(losses)
+        self._log_indices.extend(batch["index"] for batch in batches)
         self._log_images += sum(len(batch["index"]) for batch in batches) * self.ranks
         due = self.iteration % options.log_iters == 0 or self.iteration % options.save_interval == 0
         if not due and self.iteration != options.iters and not self.stopping:
             return
         # The losses are read only here: on a GPU, each reading waits for all that was queued.
         values = [float(loss) for loss, _ in self._log_losses]
+        if not values:  # all steps since the last line were skipped
+            return
+        micro = options.accumulation
         if not np.isfinite(values).all():
-            first = self.iteration - (len(values) - 1 - int(np.argmin(np.isfinite(values)))) // len(batches)
-            raise NonFiniteLossError(
-                f"the loss is {values[int(np.argmin(np.isfinite(values)))]} in iteration {first} (lr {rate:.3g}); "
-                f"checkpoints saved before it are kept in {self.save_dir}"
-            )
+            start = int(np.argmin(np.isfinite(values))) // micro * micro
+            first = self.iteration - (len(values) - micro - start) // micro
+            known = start - (len(values) - len(self._log_indices))  # losses of before a resumption have no indices
+            files = batch_files(self.task.train_dataset, self._log_indices[max(known, 0) : max(known + micro, 0)])
+            kept = f"checkpoints saved before it are kept in {self.save_dir}"
+            raise not_finite(values[start : start + micro], first, rate, files, kept)
         loss = float(np.mean(values))
         seconds = time.perf_counter() - self._log_start
         speed = self._log_images / seconds
-        remaining = (options.iters - self.iteration) * seconds / max(len(values) / len(batches), 1)
+        remaining = (options.iters - self.iteration) * seconds / max(len(values) / micro, 1)
         self._bar.set_postfix_str(f"loss {loss:.4f}, lr {rate:.2e}, {speed:.1f} img/s", refresh=False)
         text = (
             f"[TRAIN] iter {self.iteration}/{options.iters}, loss {loss:.4f}, lr {rate:.3e}, {speed:.2f} images/s, "
@@ -330,6 +395,7 @@ class Trainer:
     def _interval(self) -> None:
         """Evaluate, keep the best, save."""
         self._synchronise()
+        self._check_weights()
         if self.options.do_eval:
             improved = self._evaluate("best_model", "model.pdparams", "Evaluate")
             if self.ema is not None:
@@ -406,6 +472,7 @@ class Trainer:
         state = {
             "best": self.best,
             "stale_intervals": self.stale_intervals,
+            "skipped_steps": self.skipped_steps,
             "optimizer": type(self.optimizer).__name__,
             "lr_scheduler": _plain(self.scheduler.state_dict()),
             "scaler": {k: _plain(v) for k, v in self.scaler.state_dict().items()} if self.scaler else None,
@@ -468,6 +535,7 @@ class Trainer:
         self.iteration = state["iteration"]
         self.best = state["best"]
         self.stale_intervals = state["stale_intervals"]
+        self.skipped_steps = state.get("skipped_steps", 0)
         self.say(f"resumed {folder} at iteration {self.iteration}")
 
     @contextlib.contextmanager

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat._paddle import paddle
+from paddle_vheat.data.image_file import read_bgr, read_label
 from paddle_vheat.integrations._paddleseg_losses import (
     _cross_entropy,
     _dual_task,
@@ -245,27 +246,13 @@ def _try_crop(transform: Any) -> None:
 
 def _read(original: Any) -> Callable[..., Any]:
     def __call__(self: Any, data: dict[str, Any]) -> dict[str, Any]:
-        import cv2
-        from PIL import Image
-
         if isinstance(data.get("img"), str):
-            image = cv2.imread(data["img"], self.read_flag)
-            if image is None:
-                raise _unreadable("image", data["img"])
-            data["img"] = image.astype("float32")
+            data["img"] = read_bgr(data["img"], self.read_flag).astype("float32")
         if isinstance(data.get("label"), str):
-            try:
-                data["label"] = np.asarray(Image.open(data["label"]))
-            except OSError as error:  # a truncated file's says nothing of its name
-                raise _unreadable("label", data["label"]) from error
+            data["label"] = read_label(data["label"])
         return original(self, data)
 
     return __call__
-
-
-def _unreadable(kind: str, path: str) -> ValueError:
-    why = "it cannot be decoded" if os.path.exists(path) else "there is no such file"
-    return ValueError(f"cannot read the {kind} {path}: {why}")
 
 
 def _try_read(compose: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.models.layers import ConvBNReLU, spatial_size
-from paddle_vheat.models.vheat import fold_model
+from paddle_vheat.models.vheat import check_parameter_count, fold_model
 from paddle_vheat.ops import resize_bilinear
 
 Tensor = Any
@@ -126,6 +126,13 @@ class UPerNet(nn.Layer):
         widths = list(backbone.feat_channels)
         if len(widths) != 4:
             raise ValueError(f"UPerNet: the backbone must give four maps, its feat_channels are {widths}")
+        if num_classes < 1 or channels < 1 or aux_channels < 0:
+            raise ValueError(
+                "UPerNet: expected num_classes and channels of at least 1 and aux_channels of at least 0, got "
+                f"{num_classes}, {channels} and {aux_channels}"
+            )
+        count = 36 * channels**2 + 9 * (sum(widths) + aux_channels) * channels + (channels + aux_channels) * num_classes
+        check_parameter_count(count, f"UPerNet of channels {channels}, aux_channels {aux_channels}")
         self.num_classes = num_classes
         self.backbone = backbone
         self.decode_head = UPerHead(widths, channels, num_classes, dropout)

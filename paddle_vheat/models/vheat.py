@@ -21,6 +21,7 @@ from paddle_vheat.ops.dct import known_size, size_of
 Tensor = Any
 
 MIN_SIZE = 32  # pixels a side: the trunk's total stride
+MAX_PARAMETERS = 10**9  # the largest of the paper has a tenth of it
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,14 @@ class FoldedHeatConduction2D(nn.Layer):
         return HeatConduction2D.conduct(self, x, self.decay)
 
 
+def check_parameter_count(count: float, what: str) -> None:
+    """Raise a ValueError for a model larger than anybody means, before memory is taken for it."""
+    if count > MAX_PARAMETERS:
+        raise ValueError(
+            f"{what} would have about {count:.1e} parameters; more than {MAX_PARAMETERS:.0e} are not built"
+        )
+
+
 class Stage(nn.Layer):
     """``depth`` blocks that share one frequency embedding, and the downsample that follows them."""
 
@@ -242,6 +251,10 @@ class VHeat(nn.Layer):
         if not 0.0 <= drop_path_rate < 1.0:
             raise ValueError(f"VHeat: drop_path_rate must be in [0, 1), got {drop_path_rate}")
         self.img_size = size_pair(img_size)
+        widths = [embed_dim * 2**i for i in range(4)]
+        blocks = sum(12 * width**2 * depth for width, depth in zip(widths, depths))
+        plates = sum(width * h * w for width, (h, w) in zip(widths, stage_sizes(self.img_size)))
+        check_parameter_count(blocks + plates, f"VHeat of embed_dim {embed_dim}, depths {tuple(depths)}")
         self.in_channels = in_channels
         self.feat_channels = [embed_dim * 2**i for i in range(4)]
         total = sum(depths)

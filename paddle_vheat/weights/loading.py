@@ -158,6 +158,21 @@ def load_state(
         ValueError: listing what is missing, left over, and of the wrong shape or kind. The model is then
             unchanged. (Floating-point numbers of another precision are converted; integers are no weights.)
     """
+    report, values = fitted_values(layer, state, source, fresh_prefixes, unused_prefixes)
+    target = layer.state_dict()
+    for name, array in values.items():
+        target[name].set_value(np.ascontiguousarray(array))
+    return report
+
+
+def fitted_values(
+    layer: Any,
+    state: Mapping[str, np.ndarray],
+    source: str,
+    fresh_prefixes: tuple[str, ...] = (),
+    unused_prefixes: tuple[str, ...] = (),
+) -> tuple[LoadReport, dict[str, np.ndarray]]:
+    """What :func:`load_state` would put into the layer; raises as it does, and changes nothing."""
     target = layer.state_dict()
     report = LoadReport()
     missing = [name for name in target if name not in state]
@@ -195,10 +210,24 @@ def load_state(
         problems.append("of another shape or kind: " + "; ".join(misshaped[:10]))
     if problems:
         counts = f"{len(missing)} missing, {len(left_over)} left over, {len(misshaped)} of another shape or kind"
+        problems = _other_classes(layer, state) + problems
         raise ValueError(f"{source} does not fit {type(layer).__name__} ({counts}):\n  " + "\n  ".join(problems))
-    for name, array in values.items():
-        target[name].set_value(np.ascontiguousarray(array))
-    return report
+    return report, values
+
+
+def _other_classes(layer: Any, state: Mapping[str, np.ndarray]) -> list[str]:
+    """Says so if the last layers of the arrays are of another number of classes than the layer's."""
+    ours = getattr(layer, "num_classes", None)
+    target = layer.state_dict()
+    theirs = {
+        state[name].shape[0]
+        for name, parameter in target.items()
+        if name.endswith("bias") and name in state and state[name].ndim == 1
+        if list(parameter.shape) == [ours] and state[name].shape[0] != ours
+    }
+    if len(theirs) != 1:
+        return []
+    return [f"the file is of a model with {theirs.pop()} classes, and this model has {ours} (num_classes)"]
 
 
 def load_weights(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paddle_vheat.data.image_file import read_bgr
 from paddle_vheat.data.street_scenes import PALETTE
 from paddle_vheat.engine.predict import (
     colourise,
@@ -16,7 +17,6 @@ from paddle_vheat.engine.predict import (
     picture_names,
     predict_classes,
     predict_folder,
-    read_image,
     triptych,
     write_gallery,
 )
@@ -151,13 +151,13 @@ def decoded(path: Path) -> np.ndarray:
     """The model's input; JPEG by way of OpenCV, whose decoder may differ from Pillow's."""
     if path.suffix != ".JPG":
         return normalised(path)
-    image = read_image(path)[..., ::-1].astype(np.float32) / 255
+    image = read_bgr(path)[..., ::-1].astype(np.float32) / 255
     image = (image - np.float32(tiny.NORMALIZE["mean"])) / np.float32(tiny.NORMALIZE["std"])
     return image.transpose(2, 0, 1)[None]
 
 
 def test_options_reach_the_prediction(task, images):
-    image = read_image(images / "top.png")
+    image = read_bgr(images / "top.png")
     whole = predict_classes(task, task.model, image)
     windows = predict_classes(task, task.model, image, is_slide=True, crop_size=[32, 32], stride=[16, 16])
     assert whole.shape == windows.shape == (40, 64)
@@ -169,12 +169,12 @@ def test_an_image_is_resized_and_its_prediction_resized_back(cityscapes, images)
     config["val_dataset"]["transforms"] = [{"type": "Resize", "target_size": [96, 64]}, tiny.NORMALIZE]
     task = tiny.make_task(config)
     tiny.lively(task.model).eval()
-    assert predict_classes(task, task.model, read_image(images / "top.png")).shape == (40, 64)
+    assert predict_classes(task, task.model, read_bgr(images / "top.png")).shape == (40, 64)
 
 
 def test_an_image_that_cannot_be_decoded(task, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
-    with pytest.raises(ValueError, match=r"broken\.png: cannot be decoded"):
+    with pytest.raises(ValueError, match=r"broken\.png: it cannot be decoded"):
         predict_folder(task, task.model, list_images(tmp_path), tmp_path / "out")
 
 
@@ -218,7 +218,7 @@ def test_triptych(task, tmp_path):
     label = np.asarray(Image.open(label_path)).astype(int)
     truth = np.where((label < 19)[..., None], np.array(PALETTE)[np.minimum(label, 18)], 0)
     np.testing.assert_array_equal(picture[:, width : 2 * width], truth)
-    classes = predict_classes(task, task.model, read_image(image_path))
+    classes = predict_classes(task, task.model, read_bgr(image_path))
     guess = np.where((label < 19)[..., None], np.array(PALETTE)[classes], 0)
     np.testing.assert_array_equal(picture[:, 2 * width :], guess)
     write_gallery(tmp_path / "gallery.png", [picture, picture])
@@ -250,7 +250,7 @@ def test_a_broken_image_does_not_stop_the_others(cityscapes, tmp_path):
     folder.mkdir()
     (folder / "a.png").write_bytes(b"no image")
     Image.fromarray(np.zeros((64, 128, 3), np.uint8)).save(folder / "b.png")
-    with pytest.raises(ValueError, match=r"(?s)1 of 2 images were predicted.*a\.png: cannot be decoded"):
+    with pytest.raises(ValueError, match=r"(?s)1 of 2 images were predicted.*a\.png: it cannot be decoded"):
         predict_folder(task, task.model, list_images(folder), tmp_path / "out")
     assert [p.name for p in (tmp_path / "out" / "added_prediction").iterdir()] == ["b.png"]
 

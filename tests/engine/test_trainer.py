@@ -19,7 +19,8 @@ from paddle_vheat._paddle import F, nn
 from paddle_vheat.config import ConfigError
 from paddle_vheat.engine.checkpoint import CheckpointError, list_checkpoints, read_checkpoint
 from paddle_vheat.engine.data import derived_seed
-from paddle_vheat.engine.trainer import NonFiniteLossError, Trainer, TrainOptions
+from paddle_vheat.engine.finite import NonFiniteLossError
+from paddle_vheat.engine.trainer import Trainer, TrainOptions
 from paddle_vheat.weights.loading import read_weights
 from tests.conftest import paddle, relative_error
 from tests.engine import tiny

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 
@@ -11,14 +12,17 @@ def make_task(
     iters: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    problems: list[str] | None = None,
 ) -> Any:
     """The task that a configuration is for: PaddleClas' schema has ``Arch``, PaddleSeg's ``model``.
 
     ``iters``, ``batch_size`` and ``learning_rate`` take the place of the configuration's where they are given.
+    What is wrong with the configuration is put into ``problems``, and raised without it.
     """
     if "Arch" in config:
         from paddle_vheat.engine.tasks.classification import ClassificationTask as Task
     else:
         from paddle_vheat.engine.tasks.segmentation import SegmentationTask as Task  # type: ignore[assignment]
-    Task.override(config, iters, batch_size, learning_rate)
-    return Task(config, source)
+    with contextlib.suppress(KeyError, TypeError, AttributeError):  # the missing block is named by the task's check
+        Task.override(config, iters, batch_size, learning_rate)
+    return Task(config, source, problems)

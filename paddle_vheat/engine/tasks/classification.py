@@ -12,37 +12,24 @@ import numpy as np
 from tqdm import tqdm
 
 from paddle_vheat._paddle import F, paddle
-from paddle_vheat.config import ConfigError, did_you_mean
+from paddle_vheat.config import ConfigError, building
 from paddle_vheat.data.batch_ops import BatchTransform, build_batch_ops
-from paddle_vheat.data.digits import Digits
 from paddle_vheat.data.image_ops import Pipeline, build_ops, pipeline
-from paddle_vheat.data.imagenet import ImageNetDataset
 from paddle_vheat.engine.data import load_batches
 from paddle_vheat.engine.schedules import WarmupCosine
-from paddle_vheat.models import VARIANTS, VHeat, VHeatClassifier, create_model
+from paddle_vheat.engine.tasks.classification_config import (
+    ARCHITECTURES,
+    DATASETS,
+    find_problems,
+    unknown,
+    unknown_blocks,
+    value_at,
+    wrong_kinds,
+)
+from paddle_vheat.models import VHeatClassifier, create_model
 from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights, write_atomically
 
 Tensor = Any
-
-DATASETS: dict[str, Any] = {"ImageNetDataset": ImageNetDataset, "Digits": Digits}
-ARCHITECTURES = {name.replace("vheat", "vHeat"): name for name in VARIANTS}
-
-_OPTIMIZER_KEYS = {
-    "name", "beta1", "beta2", "epsilon", "weight_decay", "one_dim_param_no_weight_decay", "lr", "clip_norm",
-}  # fmt: skip
-_LR_KEYS = {"name", "learning_rate", "eta_min", "warmup_epoch", "warmup_start_lr", "by_epoch"}
-_GLOBAL_KEYS = {
-    "epochs", "iters", "update_freq", "class_names", "eval_interval", "save_interval",
-    # passed over: the command line or the framework decides these
-    "checkpoints", "pretrained_model", "output_dir", "device", "eval_during_train", "print_batch_step",
-    "use_visualdl", "image_shape", "save_inference_dir", "to_static", "seed", "task",
-}  # fmt: skip
-_TOP_KEYS = {"Global", "AMP", "EMA", "Arch", "Loss", "Optimizer", "DataLoader", "Metric", "Infer"}
-
-
-def _unknown(block: dict[str, Any], known: set[str], path: str) -> list[str]:
-    where = f"{path}." if path else ""
-    return [f"unknown key '{where}{key}'{did_you_mean(key, known)}" for key in block if key not in known]
 
 
 class ClassificationTask:
@@ -56,10 +43,25 @@ class ClassificationTask:
     score_name = "top-1"
     ema_warm_up = False  # the recipe's average keeps the same share of itself from the first step
 
-    def __init__(self, config: dict[str, Any], source: str = "configuration") -> None:
+    def __init__(
+        self, config: dict[str, Any], source: str = "configuration", problems: list[str] | None = None
+    ) -> None:
         self.config = config
         self.source = source
-        self._check()
+        self.broken: set[str] = set()
+        found = wrong_kinds(config)
+        if found:
+            self.broken = {"model", "train_dataset", "val_dataset", "class_names"}
+        else:
+            found = find_problems(config)
+            named = {"train_dataset": "DataLoader.Train", "val_dataset": "DataLoader.Eval"}
+            self.broken = {key for key, part in named.items() if any(part in problem for problem in found)}
+        found = unknown_blocks(config) + found
+        self.broken |= {"model"} if found else set()
+        if found and problems is None:
+            raise ConfigError(source, found)
+        if problems is not None:
+            problems += [f"{source}: {problem}" for problem in found]
 
     @staticmethod
     def override(config: dict[str, Any], iters: int | None, batch_size: int | None, rate: float | None) -> None:
@@ -71,49 +73,8 @@ class ClassificationTask:
         if rate is not None:
             config["Optimizer"]["lr"]["learning_rate"] = rate
 
-    def _check(self) -> None:
-        config = self.config
-        problems = _unknown(config, _TOP_KEYS, "")
-        for key in ("Global", "Arch", "Loss", "Optimizer", "DataLoader"):
-            if not isinstance(config.get(key), dict):
-                problems.append(f"no block {key!r}")
-        if problems:
-            raise ConfigError(f"{self.source}:\n  " + "\n  ".join(problems))
-        problems += _unknown(config["Global"], _GLOBAL_KEYS, "Global")
-        problems += _unknown(config["Optimizer"], _OPTIMIZER_KEYS, "Optimizer")
-        problems += _unknown(config["Optimizer"].get("lr") or {}, _LR_KEYS, "Optimizer.lr")
-        for key, known in (("Optimizer.name", "AdamW"), ("Optimizer.lr.name", "Cosine")):
-            if self._get(key) != known:
-                problems.append(f"'{key}' must be {known!r}, got {self._get(key)!r}")
-        if self._get("Optimizer.lr.by_epoch", False):
-            problems.append("'Optimizer.lr.by_epoch': the schedule is per iteration")
-        name = str(self._get("Arch.name"))
-        known_names = [*ARCHITECTURES, "vHeat"]
-        if name not in known_names:
-            hint = did_you_mean(name, known_names)
-            problems.append(f"'Arch.name': no such architecture {name!r}{hint} (known: {', '.join(known_names)})")
-        else:
-            arguments = set(inspect.signature(VHeat).parameters) - {"out_norms"} | {"name", "class_num", "pretrained"}
-            problems += _unknown(config["Arch"], arguments, "Arch")
-        for part in ("Train", "Eval"):
-            dataset = self._get(f"DataLoader.{part}.dataset.name")
-            if dataset not in DATASETS:
-                hint = did_you_mean(str(dataset), DATASETS)
-                problems.append(
-                    f"'DataLoader.{part}.dataset.name': no dataset {dataset!r}{hint} (known: {', '.join(DATASETS)})"
-                )
-            if not isinstance(self._get(f"DataLoader.{part}.sampler.batch_size"), int):
-                problems.append(f"'DataLoader.{part}.sampler.batch_size' must be a whole number")
-        if problems:
-            raise ConfigError(f"{self.source}:\n  " + "\n  ".join(problems))
-
     def _get(self, path: str, default: Any = None) -> Any:
-        value: Any = self.config
-        for key in path.split("."):
-            if not isinstance(value, dict) or key not in value:
-                return default
-            value = value[key]
-        return value
+        return value_at(self.config, path, default)
 
     # --- model ------------------------------------------------------------------------------------
 
@@ -122,13 +83,11 @@ class ClassificationTask:
         arch = dict(self.config["Arch"])
         name, classes = arch.pop("name"), int(arch.pop("class_num", 1000))
         pretrained = arch.pop("pretrained", None)
-        try:
+        with building(self.source, "Arch"):
             if name in ARCHITECTURES:
                 model = create_model(ARCHITECTURES[name], num_classes=classes, **arch)
             else:
                 model = VHeatClassifier(num_classes=classes, **arch)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self.source}: 'Arch': {error}") from error
         if pretrained:
             print(f"{pretrained}: {load_classifier(model, pretrained)}", flush=True)
         return model
@@ -148,13 +107,14 @@ class ClassificationTask:
         block.pop("batch_transform_ops", None)  # of whole batches: see prepare_batch
         name, source = block.pop("name"), f"{self.source}: DataLoader.{part}.dataset.transform_ops"
         factory = DATASETS[name]
-        problems = _unknown(block, set(inspect.signature(factory).parameters), f"DataLoader.{part}.dataset")
+        problems = unknown(block, set(inspect.signature(factory).parameters), f"DataLoader.{part}.dataset")
         if problems:
-            raise ConfigError(f"{self.source}:\n  " + "\n  ".join(problems))
+            raise ConfigError(self.source, problems)
         if name == "ImageNetDataset":
             block.setdefault("num_classes", self.num_classes)
         try:
-            return factory(**block, source=source)
+            with building(self.source, f"DataLoader.{part}.dataset"):
+                return factory(**block, source=source)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{self.source}: {error}; put the data there, or give --opts DataLoader.{part}.dataset.image_root=DIR"
@@ -172,7 +132,8 @@ class ClassificationTask:
     def class_names(self) -> list[str]:
         path = self._get("Global.class_names")
         if path is not None:
-            names = Path(path).read_text(encoding="utf-8").splitlines()
+            with building(self.source, "Global.class_names"):
+                names = Path(path).read_text(encoding="utf-8").splitlines()
             if len(names) != self.num_classes:
                 raise ConfigError(f"{path}: {len(names)} names for {self.num_classes} classes ('Global.class_names')")
             return names
@@ -184,14 +145,33 @@ class ClassificationTask:
 
     check_sample = None
 
+    def check_stored(self, dataset: Any, index: int) -> None:
+        """Raise on an image that cannot be decoded to its end."""
+        dataset.check_file(index)
+
+    @staticmethod
+    def storage_rules(dataset: Any) -> str | None:
+        """What the verdict of :meth:`check_stored` depends on beside the files; None if there are no files (digits)."""
+        if not hasattr(dataset, "check_file"):
+            return None
+        return f"1 {type(dataset).__name__}"
+
     @cached_property
     def _batch_transform(self) -> BatchTransform:
         ops = self._get("DataLoader.Train.dataset.batch_transform_ops")
         losses = self._get("Loss.Train") or []
         if len(losses) != 1 or set(losses[0]) != {"CELoss"}:
             raise ConfigError(f"{self.source}: 'Loss.Train' must be one CELoss, got {losses}")
-        smoothing = float((losses[0]["CELoss"] or {}).get("epsilon") or 0.0)
-        return build_batch_ops(ops, self.num_classes, smoothing, f"{self.source}: batch_transform_ops")
+        with building(self.source, "Loss.Train"):
+            smoothing = float((losses[0]["CELoss"] or {}).get("epsilon") or 0.0)
+            if not 0 <= smoothing < 1:
+                raise ValueError(f"epsilon must be at least 0 and less than 1, got {smoothing}")
+        with building(self.source, "DataLoader.Train.dataset.batch_transform_ops"):
+            return build_batch_ops(ops, self.num_classes, smoothing, f"{self.source}: batch_transform_ops")
+
+    def check_settings(self) -> None:
+        """Raise a ConfigError for what would otherwise be read in the first step or evaluation."""
+        _ = self._batch_transform, self._topk
 
     def prepare_batch(self, batch: dict[str, Any], seed: int) -> dict[str, Any]:
         """Mixup or CutMix and soft targets, decided by ``seed``."""
@@ -268,15 +248,16 @@ class ClassificationTask:
     def optimizer(self) -> Any:
         options = self.config["Optimizer"]
         decayed = {p.name for name, p in self.model.named_parameters() if name in self.decayed_parameters()}
-        return paddle.optimizer.AdamW(
-            learning_rate=self.lr_scheduler,
-            beta1=float(options.get("beta1", 0.9)),
-            beta2=float(options.get("beta2", 0.999)),
-            epsilon=float(options.get("epsilon", 1e-8)),
-            weight_decay=float(options.get("weight_decay", 0.01)),
-            apply_decay_param_fun=lambda name: name in decayed,
-            parameters=self.model.parameters(),
-        )
+        with building(self.source, "Optimizer"):
+            return paddle.optimizer.AdamW(
+                learning_rate=self.lr_scheduler,
+                beta1=float(options.get("beta1", 0.9)),
+                beta2=float(options.get("beta2", 0.999)),
+                epsilon=float(options.get("epsilon", 1e-8)),
+                weight_decay=float(options.get("weight_decay", 0.01)),
+                apply_decay_param_fun=lambda name: name in decayed,
+                parameters=self.model.parameters(),
+            )
 
     def forward_loss(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy with the batch's soft targets."""
@@ -286,9 +267,13 @@ class ClassificationTask:
 
     @property
     def _topk(self) -> tuple[int, ...]:
-        for metric in self._get("Metric.Eval") or []:
-            if "TopkAcc" in metric:
-                return tuple(int(k) for k in metric["TopkAcc"]["topk"])
+        with building(self.source, "Metric.Eval"):
+            for metric in self._get("Metric.Eval") or []:
+                if "TopkAcc" in metric:
+                    topk = tuple(int(k) for k in metric["TopkAcc"]["topk"])
+                    if min(topk) < 1:
+                        raise ValueError(f"topk must be whole numbers of at least 1, got {topk}")
+                    return topk
         return 1, 5
 
     def evaluate(
@@ -346,10 +331,11 @@ class ClassificationTask:
     @cached_property
     def val_transforms(self) -> Pipeline:
         """Transforms of evaluation, from an image file's bytes to float32 (3, H, W)."""
-        ops = build_ops(self._get("DataLoader.Eval.dataset.transform_ops") or [], f"{self.source}: Eval")
-        if not any(type(op).__name__ == "DecodeImage" for op in ops):
-            ops = build_ops([{"DecodeImage": {"to_rgb": True}}]) + ops
-        return pipeline(ops)
+        with building(self.source, "DataLoader.Eval.dataset.transform_ops"):
+            ops = build_ops(self._get("DataLoader.Eval.dataset.transform_ops") or [], f"{self.source}: Eval")
+            if not any(type(op).__name__ == "DecodeImage" for op in ops):
+                ops = build_ops([{"DecodeImage": {"to_rgb": True}}]) + ops
+            return pipeline(ops)
 
     @property
     def export_transforms(self) -> Any:

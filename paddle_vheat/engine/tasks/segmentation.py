@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,92 +10,15 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat._paddle import nn
-from paddle_vheat.config import ConfigError, did_you_mean
+from paddle_vheat.config import ConfigError, MissingFileError
 from paddle_vheat.data.street_scenes import CLASS_NAMES as CITYSCAPES_NAMES
 from paddle_vheat.data.street_scenes import PALETTE as CITYSCAPES_PALETTE
+from paddle_vheat.engine.data import read_sample, sample_files
+from paddle_vheat.engine.tasks.segmentation_config import broken_blocks, find_problems, list_problems
 from paddle_vheat.integrations import paddleseg as seg
 from paddle_vheat.weights.loading import LoadReport, load_weights
 
 Tensor = Any
-
-# PaddleSeg's keys, and two of ours that it passes over: accumulation and class_names.
-KNOWN_KEYS = (
-    "batch_size", "iters", "train_dataset", "val_dataset", "optimizer", "lr_scheduler", "loss", "model",
-    "test_config", "export", "to_static_training", "distill_loss", "accumulation", "class_names",
-)  # fmt: skip
-_BLOCKS = ("train_dataset", "val_dataset", "optimizer", "lr_scheduler", "loss", "model", "test_config")
-_OPTIONAL = ("val_dataset", "test_config")
-_NUMBERS = ("iters", "batch_size", "accumulation")
-TEST_KEYS = ("aug_eval", "scales", "flip_horizontal", "flip_vertical", "is_slide", "crop_size", "stride")
-
-
-def check_keys(config: dict[str, Any], source: str) -> None:
-    """Raise a ConfigError for keys that nothing would read, and names and arguments that do not exist."""
-    problems = [f"unknown key {key!r}{did_you_mean(key, KNOWN_KEYS)}" for key in config if key not in KNOWN_KEYS]
-    problems += _wrong_kinds(config)
-    if problems:
-        raise ConfigError(f"{source}:\n  " + "\n  ".join(problems))
-    for key in config.get("test_config") or {}:
-        if key not in TEST_KEYS:
-            problems.append(f"unknown key 'test_config.{key}'{did_you_mean(key, TEST_KEYS)}")
-    for key in ("train_dataset", "val_dataset", "optimizer", "loss", "model"):
-        _check_component(config.get(key), key, problems)
-    if problems:
-        raise ConfigError(f"{source}:\n  " + "\n  ".join(problems))
-
-
-def _wrong_kinds(config: dict[str, Any]) -> list[str]:
-    """What is no block of keys, no list or no number where the code below takes it to be one."""
-
-    def whole(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool)
-
-    model, loss = config.get("model"), config.get("loss")
-    backbone = model.get("backbone", {}) if isinstance(model, dict) else {}
-    loss = loss if isinstance(loss, dict) else {}
-    types, coefficients = loss.get("types", []), loss.get("coef", [])
-    roots = {f"{key}.dataset_root": config.get(key) for key in ("train_dataset", "val_dataset")}
-    wanted: list[tuple[str, Any, bool, str]] = [
-        *((key, config[key], isinstance(config[key], dict), "a block of keys") for key in _BLOCKS
-          if key in config and not (config[key] is None and key in _OPTIONAL)),
-        *((key, config[key], whole(config[key]), "a whole number") for key in _NUMBERS if key in config),
-        ("class_names", config.get("class_names"), isinstance(config.get("class_names", []), list), "a list"),
-        ("model.backbone", backbone, isinstance(backbone, dict), "a block of keys"),
-        ("loss.types", types, _list_of(types, dict), "a list of blocks"),
-        ("loss.coef", coefficients, _list_of(coefficients, (int, float)), "a list of numbers"),
-        *((k, b["dataset_root"], isinstance(b["dataset_root"], str), "a folder") for k, b in roots.items()
-          if isinstance(b, dict) and b.get("dataset_root") is not None),
-    ]  # fmt: skip
-    return [f"'{key}' must be {what}, got {value!r}" for key, value, right, what in wanted if not right]
-
-
-def _list_of(value: Any, kind: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
-
-
-def _check_component(block: Any, path: str, problems: list[str]) -> None:
-    """Check ``type`` and the arguments of every component in a block, wherever it is nested."""
-    if isinstance(block, list):
-        for i, item in enumerate(block):
-            _check_component(item, f"{path}.{i}", problems)
-    if not isinstance(block, dict):
-        return
-    if "type" in block:
-        name = str(block["type"])
-        alias = {"sgd": "SGD", "adam": "Adam"}.get(name, name)
-        if seg.component(alias) is None:
-            near = did_you_mean(name, seg.component_names())
-            problems.append(f"'{path}.type': no such component {name!r}{near}")
-        else:
-            if alias == "SGD" and "momentum" in block:
-                alias = "Momentum"  # as PaddleSeg takes it
-            known = seg.component_arguments(alias)
-            if known is not None:
-                for key in block:
-                    if key != "type" and key not in known:
-                        problems.append(f"'{path}.{key}': {name} has no such argument{did_you_mean(key, known)}")
-    for key, value in block.items():
-        _check_component(value, f"{path}.{key}", problems)
 
 
 class SegmentationTask:
@@ -103,6 +27,11 @@ class SegmentationTask:
     Args:
         config: keys and values as from :func:`paddle_vheat.config.load_config`.
         source: what to call the configuration in an error.
+        problems: where to put what is wrong with the configuration; it is raised without it. The blocks that cannot
+            be used are then in ``broken``.
+
+    Raises:
+        ConfigError: naming every key that is wrong.
     """
 
     score_name = "mIoU"
@@ -112,12 +41,27 @@ class SegmentationTask:
     precision = "fp32"
     save_interval = 1000
 
-    def __init__(self, config: dict[str, Any], source: str = "configuration") -> None:
-        check_keys(config, source)
+    def __init__(
+        self, config: dict[str, Any], source: str = "configuration", problems: list[str] | None = None
+    ) -> None:
         self.source = source
         self.config = config
-        self._fill_in()
-        self._builder = self._clear(lambda: seg.make_builder(config))
+        found = find_problems(config)
+        if found and problems is None:
+            raise ConfigError(source, found)
+        self.broken = broken_blocks(found)
+        if problems is not None:
+            problems += [f"{source}: {problem}" for problem in found]
+        try:
+            self._fill_in()
+            self._builder = self._clear(lambda: seg.make_builder(config))
+        except (ConfigError, AttributeError) as error:
+            if problems is None:
+                raise
+            if not found:  # else it may well follow from what is told already
+                problems.append(str(error))
+            self._builder = None
+            self.broken |= {"train_dataset", "val_dataset", "optimizer", "lr_scheduler", "loss", "model"}
 
     @staticmethod
     def override(config: dict[str, Any], iters: int | None, batch_size: int | None, rate: float | None) -> None:
@@ -147,7 +91,7 @@ class SegmentationTask:
 
     def _fill_in(self) -> None:
         """Give model and losses what their dataset's class knows; PaddleSeg would do so with a warning each."""
-        dataset = seg.component((self.config.get("train_dataset") or {}).get("type", ""))
+        dataset = seg.component(str((self.config.get("train_dataset") or {}).get("type", "")))
         backbone = (self.config.get("model") or {}).get("backbone")
         channels, ignored = getattr(dataset, "IMG_CHANNELS", None), getattr(dataset, "IGNORE_INDEX", None)
         if channels is not None and isinstance(backbone, dict):
@@ -161,7 +105,9 @@ class SegmentationTask:
         """Run a step of PaddleSeg's builder; what it says goes under the configuration's name."""
         try:
             return build()
-        except (RuntimeError, AssertionError, ValueError, TypeError, KeyError) as error:
+        except (ConfigError, OSError):
+            raise
+        except Exception as error:  # PaddleSeg and Paddle say it in any way: AssertionError, OverflowError ...
             text = " ".join(str(error).split("The error message is:")[-1].split())
             raise ConfigError(f"{self.source}: {text or type(error).__name__}") from error
 
@@ -174,13 +120,10 @@ class SegmentationTask:
         block = self.config.get(key)
         if not block:
             raise ConfigError(f"{self.source}: no {key!r}")
-        root = block.get("dataset_root")
-        # Before PaddleSeg looks: where the folder is missing, its ADE20K starts a download.
-        if root is None or not Path(root).is_dir():
-            raise FileNotFoundError(
-                f"{self.source}: '{key}.dataset_root' is {root!r}, and there is no such folder; put the data there, "
-                f"or give --opts {key}.dataset_root=FOLDER"
-            )
+        found = list_problems(self.config, key)
+        if found:
+            raise (MissingFileError if "no such" in found[0] else ConfigError)(self.source, found)
+        root = block["dataset_root"]
         if block.get("type") == "Cityscapes":
             self._check_cityscapes(Path(root), str(block.get("mode", "train")), key)
         dataset = self._clear(lambda: getattr(self._builder, key))
@@ -263,7 +206,7 @@ class SegmentationTask:
             block = self.config.get(key) or {}
             if "num_classes" in block:
                 return int(block["num_classes"])
-            found = getattr(seg.component(block.get("type", "")), "NUM_CLASSES", None)
+            found = getattr(seg.component(str(block.get("type", ""))), "NUM_CLASSES", None)
             if found:
                 return int(found)
         raise ConfigError(f"{self.source}: 'model.num_classes' is not given")
@@ -289,15 +232,19 @@ class SegmentationTask:
     @property
     def val_transforms(self) -> Any:
         """Transforms of evaluation: dict with "img" (path or BGR array) -> dict with "img" (3, H, W)."""
-        channels = int((self.config.get("val_dataset") or {}).get("img_channels", 3))
-        return seg.Compose(self._clear(lambda: self._builder.val_transforms), img_channels=channels)
+        channels = (self.config.get("val_dataset") or {}).get("img_channels", 3)
+        return self._clear(lambda: seg.Compose(self._builder.val_transforms, img_channels=channels))
 
     def check_sample(self, index: int, item: dict[str, Any]) -> None:
         """Raise on a training sample with labels that are no classes, naming the file."""
-        dataset = self.train_dataset
-        label, image = item["label"], item["img"]
-        path = dataset.file_list[index][1] if hasattr(dataset, "file_list") else f"sample {index}"
-        if label.shape[-2:] != image.shape[-2:]:
+        self._check_label(self.train_dataset, index, item)
+
+    def _check_label(self, dataset: Any, index: int, item: dict[str, Any]) -> None:
+        label, image = np.asarray(item["label"]), item["img"]
+        path = (sample_files(dataset, index) or [f"sample {index}"])[-1]
+        if label.dtype.kind not in "iu":
+            raise ValueError(f"{path}: the label holds {label.dtype} numbers; expected whole ones")
+        if label.shape[-2:] != image.shape[-2:] or label.size != label.shape[-2] * label.shape[-1]:
             raise ValueError(f"{path}: the label is {label.shape[-2:]}, its image {image.shape[-2:]} (H, W)")
         wrong = label[(label != dataset.ignore_index) & ((label >= dataset.num_classes) | (label < 0))]
         if wrong.size:
@@ -305,6 +252,18 @@ class SegmentationTask:
                 f"{path}: label value {int(wrong.flat[0])} is outside 0 to {dataset.num_classes - 1} "
                 f"and is not {dataset.ignore_index} (ignored)"
             )
+
+    def check_stored(self, dataset: Any, index: int) -> None:
+        """Raise on a sample that cannot be read, or has labels that are no classes, as it is before any transform."""
+        plain = copy.copy(dataset)
+        plain.transforms = seg.Compose([], img_channels=dataset.transforms.img_channels)
+        self._check_label(dataset, index, read_sample(plain, index))
+
+    @staticmethod
+    def storage_rules(dataset: Any) -> str:
+        """What the verdict of :meth:`check_stored` depends on beside the files; a new version of it, a new text."""
+        channels = dataset.transforms.img_channels
+        return f"1 {type(dataset).__name__} {dataset.num_classes} {dataset.ignore_index} {channels}"
 
     def forward_loss(self, model: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss of a batch, and its parts."""
@@ -322,13 +281,25 @@ class SegmentationTask:
         names = [f"loss_{i}" for i in range(len(parts))] if len(parts) > 1 else []
         return total, dict(zip(names, parts))
 
-    def _positional_losses(self, logits: Any, label: Tensor, batch: dict[str, Any]) -> list[Tensor]:
-        types, coefficients = self.losses["types"], self.losses["coef"]
-        if len(logits) != len(types):
+    def check_settings(self) -> None:
+        """Raise a ConfigError for what would otherwise be read in the first step or evaluation."""
+        from paddle_vheat.engine.evaluate import check_options
+
+        _ = self.losses
+        self._clear(lambda: check_options(self.test_options))
+
+    def check_outputs(self, outputs: Any) -> None:
+        """Raise a ConfigError if the model gives another number of outputs in training than there are losses."""
+        given, losses = len(outputs), len(self.losses["types"])
+        if given != losses:
             raise ConfigError(
-                f"{self.source}: the model gives {len(logits)} outputs in training, but 'loss' has {len(types)} "
+                f"{self.source}: the model gives {given} outputs in training, but 'loss' has {losses} "
                 "types and coefficients; they go by position"
             )
+
+    def _positional_losses(self, logits: Any, label: Tensor, batch: dict[str, Any]) -> list[Tensor]:
+        types, coefficients = self.losses["types"], self.losses["coef"]
+        self.check_outputs(logits)
         parts: list[Tensor] = []
         for output, loss, coefficient in zip(logits, types, coefficients):
             if getattr(loss, "edge_label", False):

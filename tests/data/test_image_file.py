@@ -1,0 +1,115 @@
+"""Image files of every kind, sound and damaged."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from paddle_vheat.data import image_file
+from paddle_vheat.data.image_file import MAX_PIXELS, absent_files, check_header, open_image, read_bgr, read_label
+
+
+def picture(height: int = 48, width: int = 64) -> np.ndarray:
+    small = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp", "ppm"])
+def test_pixels_are_opencvs_and_a_truncated_file_is_refused(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(picture()).save(path)
+    np.testing.assert_array_equal(read_bgr(path), cv2.imread(str(path)))
+    grey = read_bgr(path, cv2.IMREAD_GRAYSCALE)
+    assert grey.shape == (48, 64)
+    content = path.read_bytes()
+    for share in (0.1, 0.5, 0.9):
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(ValueError, match=rf"cannot read the image .*x\.{suffix}: it cannot be decoded"):
+            read_bgr(path)
+
+
+def test_opencv_alone_would_fill_a_truncated_jpeg(tmp_path):
+    """What the second look at a JPEG is for; no longer needed once this fails."""
+    path = tmp_path / "x.jpg"
+    Image.fromarray(picture()).save(path)
+    path.write_bytes(path.read_bytes()[:-300])
+    assert cv2.imread(str(path)).shape == (48, 64, 3)
+
+
+def test_a_turned_jpeg_is_read_as_opencv_reads_it(tmp_path):
+    path = tmp_path / "x.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(picture()).save(path, exif=exif)
+    assert read_bgr(path).shape == (64, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        (np.array([[0, 1], [2, 255]], np.uint8), np.uint8),
+        (np.array([[0, 1], [2, 255]], np.uint16), np.uint8),
+        (np.array([[0, 1], [2, 255]], np.int32), np.uint8),
+        (np.array([[0, 1], [2, 256]], np.uint16), np.uint16),
+        (np.array([[0, 1], [1, 0]], bool), np.uint8),
+    ],
+)
+def test_labels_of_any_depth(tmp_path, stored, expected):
+    path = tmp_path / "x.png"
+    Image.fromarray(stored).save(path)
+    label = read_label(path)
+    assert label.dtype == expected
+    np.testing.assert_array_equal(label, stored.astype(np.int64))
+
+
+def test_labels_with_a_palette_are_its_indices(tmp_path):
+    image = Image.fromarray(np.array([[0, 3], [7, 255]], np.uint8))
+    image.putpalette(list(range(255, -1, -1)) * 3)
+    image.save(tmp_path / "x.png")
+    assert read_label(tmp_path / "x.png").tolist() == [[0, 3], [7, 255]]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "F"])
+def test_labels_with_colours_or_fractions(tmp_path, mode):
+    path = tmp_path / "x.tif"
+    Image.new(mode, (4, 3)).save(path)
+    with pytest.raises(ValueError, match=f"the label is a picture of mode {mode}; expected one whole number per pixel"):
+        read_label(path)
+
+
+def test_the_limit_of_pixels(tmp_path, monkeypatch):
+    Image.new("L", (40, 30)).save(tmp_path / "x.png")
+    monkeypatch.setattr(image_file, "MAX_PIXELS", 1200)
+    check_header(tmp_path / "x.png")
+    monkeypatch.setattr(image_file, "MAX_PIXELS", 1199)
+    for read in (check_header, read_bgr, read_label):
+        with pytest.raises(ValueError, match=r"x\.png: .*its header says 40 x 30 pixels, and at most 1199 are decoded"):
+            read(tmp_path / "x.png")
+    assert MAX_PIXELS < 2 * Image.MAX_IMAGE_PIXELS  # or Pillow would refuse first, with another message
+
+
+def test_no_other_program_is_started(tmp_path, monkeypatch):
+    """Pillow hands EPS to Ghostscript."""
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    assert Image.open(io.BytesIO(content)).format == "EPS"
+    with pytest.raises(ValueError, match="no image that Pillow knows"):
+        open_image(content)
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read the label .*x\.png"):
+        read_label(tmp_path / "x.png")
+
+
+def test_files_that_are_not_there(tmp_path):
+    for read in (check_header, read_bgr, read_label):
+        with pytest.raises(ValueError, match=r"cannot read the .* there is no such file"):
+            read(tmp_path / "x.png")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1").touch()
+    paths = [tmp_path / "a" / "1", tmp_path / "a" / "2", str(tmp_path / "b" / "1")]
+    assert absent_files(paths) == [str(path) for path in paths[1:]]
+    assert absent_files([Path(__file__)]) == []
