@@ -9,17 +9,9 @@ import pytest
 from PIL import Image
 
 from paddle_vheat.data.street_scenes import PALETTE
-from paddle_vheat.engine.predict import (
-    colourise,
-    list_images,
-    overlay,
-    picture_names,
-    predict_classes,
-    predict_folder,
-    read_image,
-    triptych,
-    write_gallery,
-)
+from paddle_vheat.deploy.transforms import read_image
+from paddle_vheat.engine.pictures import colourise, list_images, overlay, picture_names, write_gallery
+from paddle_vheat.engine.predict import predict_classes, predict_folder, triptych
 from tests.conftest import paddle
 from tests.engine import tiny
 from tests.engine.test_evaluate import normalised

@@ -105,6 +105,7 @@ class SegmentationTask:
         source: what to call the configuration in an error.
     """
 
+    kind = "segmentation"
     score_name = "mIoU"
     ema_warm_up = True
     ema_decay: float | None = None  # averaging is asked for on the command line
