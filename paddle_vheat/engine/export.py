@@ -150,8 +150,8 @@ def export_model(
             if model_format != "paddle":
                 from paddle_vheat.engine.export_onnx import convert_to_onnx
 
-                target, name = folder / ONNX_FILE, OUTPUT_NAMES[output_op]
-                deploy.update(onnx=ONNX_FILE, opset=convert_to_onnx(*files, target, name, shape, task.num_classes))
+                opset = convert_to_onnx(*files, folder / ONNX_FILE, OUTPUT_NAMES[output_op])
+                deploy.update(onnx=ONNX_FILE, opset=opset)
         names = {"paddle": [PADDLE, ONEDNN], "onnx": [ONNX], "both": [PADDLE, ONEDNN, ONNX]}[model_format]
         differences.extend(check_runtimes(folder, model, check_inputs(task, shape), output_op, names, say))
         if ONEDNN in names:

@@ -56,9 +56,8 @@ def run_and_compare(task, folder, x, output_op) -> None:
     assert relative_error(output, expected) < CLOSE
 
 
-@pytest.mark.parametrize("output_op", ["argmax", "softmax"])
-def test_dynamic_size(task, tmp_path, output_op):
-    said = []
+def test_dynamic_size(task, tmp_path):
+    output_op, said = "argmax", []
     differences = export_model(task, tmp_path / "out", None, output_op, say=said.append)
     for size in ((1, 64, 128), (2, 33, 50), (1, 97, 32)):
         run_and_compare(task, tmp_path / "out", images(*size), output_op)
