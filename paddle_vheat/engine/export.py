@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -136,7 +137,8 @@ def export_model(
         if trunk.in_channels != shape[1]:
             raise ValueError(f"--input_shape: C must be {trunk.in_channels}, the model's channels, got {shape[1]}")
     fixed = shape[2] is not None
-    core = fold_model(model, (shape[2], shape[3])) if fixed and _has_trunk(model) else model
+    # A copy in any case: Paddle 2.6 leaves the code that it converts in the layers.
+    core = fold_model(model, (shape[2], shape[3])) if fixed and _has_trunk(model) else copy.deepcopy(model)
     differences: list[Difference] = []
 
     def write(folder: Path) -> None:
