@@ -27,6 +27,7 @@ from paddle_vheat.engine.export_check import (
     program_file,
 )
 from paddle_vheat.models.vheat import MIN_SIZE, VHeat, fold_model
+from paddle_vheat.ops import adaptive_average_pool
 
 FORMATS = ("paddle", "onnx", "both")
 DEFAULT_OUTPUT_OPS = {"segmentation": "argmax", "classification": "softmax"}
@@ -46,6 +47,28 @@ class _Exported(nn.Layer):
         if self.output_op == "argmax":
             return paddle.argmax(logits, axis=1, dtype="int32")
         return F.softmax(logits, axis=1) if self.output_op == "softmax" else logits
+
+
+class _Pool(nn.Layer):
+    """``nn.AdaptiveAvgPool2D`` as a matrix product."""
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, x: Any) -> Any:
+        return adaptive_average_pool(x, self.bins)
+
+
+def _write_pooling_as_products(model: Any) -> None:
+    """In place: the pyramid pooling of PaddleSeg's heads in the form that converters get right (``ops/pool.py``)."""
+    for layer in model.sublayers(include_self=True):
+        for name, child in list(layer.named_children()):
+            if isinstance(child, nn.AdaptiveAvgPool2D):
+                size = child._output_size
+                bins = size[0] if isinstance(size, (list, tuple)) and size[0] == size[1] else size
+                if isinstance(bins, int):
+                    layer.add_sublayer(name, _Pool(bins))
 
 
 def _has_trunk(model: Any) -> bool:
@@ -139,6 +162,7 @@ def export_model(
     fixed = shape[2] is not None
     # A copy in any case: Paddle 2.6 leaves the code that it converts in the layers.
     core = fold_model(model, (shape[2], shape[3])) if fixed and _has_trunk(model) else copy.deepcopy(model)
+    _write_pooling_as_products(core)
     differences: list[Difference] = []
 
     def write(folder: Path) -> None:
