@@ -127,7 +127,7 @@ def _guarded(run: Callable[[argparse.Namespace], int], parser: argparse.Argument
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, NotImplementedError, SystemError) as error:
+    except (ValueError, OSError, RuntimeError, NotImplementedError, SystemError, ImportError) as error:
         if args.debug:
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -54,6 +54,13 @@ def paddle_version() -> str:
     return str(paddle.__version__)
 
 
+def _summary(error: Exception) -> str:
+    """The line of a native library's message that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "Error" not in line and not line.startswith(("-", "["))]
+    return (telling or lines or [type(error).__name__])[0][:300]
+
+
 def load_paddle(
     model: Path,
     params: Path,
@@ -99,7 +106,10 @@ def load_paddle(
         if tensorrt is not False:
             options = tensorrt if isinstance(tensorrt, dict) else {}
             config.enable_tensorrt_engine(**{"precision_mode": half, "use_calib_mode": False, **options})
-    predictor = inference.create_predictor(config)
+    try:
+        predictor = inference.create_predictor(config)
+    except (RuntimeError, ValueError, OSError, SystemError) as error:
+        raise ValueError(f"{model}, {params.name}: Paddle Inference cannot load it: {_summary(error)}") from error
     source = predictor.get_input_handle(predictor.get_input_names()[0])
     result = predictor.get_output_handle(predictor.get_output_names()[0])
 
@@ -159,10 +169,18 @@ def load_onnx(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ONNX_ERRORS_ONLY
     options.intra_op_num_threads = threads or count_cores()
-    session = onnxruntime.InferenceSession(str(model), options, providers=providers)
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=providers)
+    except Exception as error:  # its exceptions have no common base but this
+        raise ValueError(f"{model}: ONNX Runtime cannot load it: {_summary(error)}") from error
     name = session.get_inputs()[0].name
 
     def run(array: np.ndarray) -> np.ndarray:
-        return session.run(None, {name: array})[0]
+        try:
+            return session.run(None, {name: array})[0]
+        except Exception as error:
+            raise ValueError(
+                f"{model}: ONNX Runtime cannot run it on {list(array.shape)}: {_summary(error)}"
+            ) from error
 
     return run

@@ -218,6 +218,30 @@ def test_what_auto_chooses(exported, monkeypatch):
         choose_runtime(both, "tvm")
 
 
+@pytest.mark.parametrize(("name", "size"), [("model.pdiparams", 0), ("model.pdiparams", 1000)])
+def test_a_damaged_paddle_model(exported, tmp_path, name, size):
+    folder = tiny.copy_tree(exported, tmp_path / "x")
+    (folder / name).write_bytes((exported / name).read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model\..*, model\.pdiparams: Paddle Inference cannot load it: "):
+        Predictor(folder)
+
+
+@needs_onnx
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_damaged_onnx_model(exported_onnx, tmp_path, size):
+    folder = tiny.copy_tree(exported_onnx, tmp_path / "x")
+    (folder / "model.onnx").write_bytes((exported_onnx / "model.onnx").read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model\.onnx: ONNX Runtime cannot load it: "):
+        Predictor(folder)
+
+
+@needs_onnx
+def test_an_onnx_model_that_deploy_yaml_does_not_fit(exported_onnx, tmp_path):
+    predict = Predictor(change(exported_onnx, tmp_path / "x", input_shape=[2, 3, 64, 64]))
+    with pytest.raises(ValueError, match=r"model\.onnx: ONNX Runtime cannot run it on \[2, 3, 64, 64\]: "):
+        predict.predict(noise(64, 64))
+
+
 def test_transforms_that_are_not_known_here(exported, tmp_path):
     folder = change(exported, tmp_path / "x", transforms=[{"type": "RandomBlur"}])
     with pytest.raises(ConfigError, match=r"deploy\.yaml: 'Deploy\.transforms'\.0: no transform 'RandomBlur'.*known"):
