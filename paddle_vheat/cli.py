@@ -6,6 +6,7 @@ Nothing here imports Paddle before the options are read and the CPU is set up, s
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import os
 import sys
@@ -28,10 +29,12 @@ def _gpu_is_there() -> bool:
     return os.environ.get("CUDA_VISIBLE_DEVICES", "all") != "" and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-def _common(description: str) -> argparse.ArgumentParser:
+def _common(description: str, config_needed: bool = True) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        "--config", required=True, help="YAML configuration (PaddleSeg's format; for classification PaddleClas')"
+        "--config",
+        required=config_needed,
+        help="YAML configuration (PaddleSeg's format; for classification PaddleClas')",
     )
     parser.add_argument(
         "--opts",
@@ -146,7 +149,7 @@ def _guarded(run: Callable[[argparse.Namespace], int], parser: argparse.Argument
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, NotImplementedError, SystemError) as error:
+    except (ValueError, OSError, RuntimeError, NotImplementedError, SystemError, ImportError) as error:
         if args.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -282,8 +285,12 @@ def _val(args: argparse.Namespace) -> int:
 
 
 def predict_parser() -> argparse.ArgumentParser:
-    parser = _common("Predict images and write pictures of the result.")
+    parser = _common("Predict images and write pictures of the result.", config_needed=False)
     _add_model_path(parser)
+    text = "predict with this exported model, without --config and --model_path"
+    parser.add_argument("--exported", metavar="FOLDER", help=text)
+    parser.add_argument("--runtime", choices=("auto", "paddle", "onnx"), help="for --exported; default auto")
+    parser.add_argument("--threads", type=int, help="for --exported; default all cores")
     parser.add_argument("--image_path", required=True, help="image, folder of images, or list file")
     parser.add_argument("--save_dir", default="output/result", help="folder for the pictures; default output/result")
     _add_test_options(parser)
@@ -292,9 +299,15 @@ def predict_parser() -> argparse.ArgumentParser:
 
 def _predict(args: argparse.Namespace) -> int:
     options = _test_options(args)
+    if args.exported is not None:
+        return _predict_exported(args, options)
+    if args.config is None:
+        raise ValueError("--config is needed: the configuration that the model was trained with (or give --exported)")
+    if args.runtime is not None or args.threads is not None:
+        raise ValueError("--runtime and --threads are for --exported, which is not given")
     _set_up(args)
     from paddle_vheat.engine.check import Report
-    from paddle_vheat.engine.predict import list_images
+    from paddle_vheat.engine.pictures import list_images
 
     report, images = Report(), []
     task = _make_task(args, report)
@@ -309,11 +322,41 @@ def _predict(args: argparse.Namespace) -> int:
     return 0
 
 
+def _predict_exported(args: argparse.Namespace, options: dict[str, Any]) -> int:
+    """Predict with an exported model; imports Paddle only if Paddle is to run it."""
+    unused = [f"--{name}" for name in ("config", "model_path", "opts") if getattr(args, name)]
+    unused += ["--aug_eval"] * bool(options.get("aug_eval")) + ["--is_slide"] * bool(options.get("is_slide"))
+    if unused:
+        raise ValueError(f"--exported: the folder says all that is needed, and takes no {', '.join(unused)}")
+    if args.device not in (None, "cpu", "gpu"):
+        raise ValueError(f"--device {args.device}: an exported model is run on cpu or gpu")
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    if "paddle" not in sys.modules:
+        configure_cpu()
+    import numpy as np
+
+    from paddle_vheat.deploy import Predictor
+    from paddle_vheat.engine.pictures import list_images, write_pictures, write_top_classes
+
+    images = list_images(args.image_path)
+    predictor = Predictor(args.exported, args.runtime or "auto", args.threads, device=args.device or "cpu")
+    print(f"{args.exported}: {predictor.runtime}", flush=True)
+    description = predictor.description
+    if description.task == "segmentation":
+        palette = np.array(description.palette or [], np.uint8).reshape(-1, 3)
+        folder = write_pictures(images, args.save_dir, palette, predictor.predict)
+        written = f"{folder}/pseudo_color_prediction and {folder}/added_prediction"
+    else:
+        written = str(write_top_classes(images, args.save_dir, predictor.predict))
+    print(f"{len(images)} images; written: {written}")
+    return 0
+
+
 # --- export -----------------------------------------------------------------------------------------
 
 
 def export_parser() -> argparse.ArgumentParser:
-    parser = _common("Export a trained model for Paddle Inference, and check that it gives the same results.")
+    parser = _common("Export a trained model for Paddle Inference and ONNX, and check that it gives the same results.")
     _add_model_path(parser)
     parser.add_argument("--save_dir", default="output/inference_model", help="default output/inference_model")
     parser.add_argument(
@@ -323,7 +366,9 @@ def export_parser() -> argparse.ArgumentParser:
         metavar=("N", "C", "H", "W"),
         help="-1 for what is decided at run time; default: -1 3 -1 -1",
     )
-    parser.add_argument("--output_op", choices=("argmax", "softmax", "none"), default="argmax", help="default argmax")
+    parser.add_argument("--format", choices=("paddle", "onnx", "both"), default="paddle", help="default paddle")
+    text = "default argmax for segmentation, softmax for classification"
+    parser.add_argument("--output_op", choices=("argmax", "softmax", "none"), help=text)
     return parser
 
 
@@ -338,7 +383,8 @@ def _export(args: argparse.Namespace) -> int:
         with report.collecting():
             load_checkpoint(task, args.model_path)
     report.close()
-    export_model(task, args.save_dir, args.input_shape, args.output_op, say=lambda text: print(text, flush=True))
+    say = functools.partial(print, flush=True)
+    export_model(task, args.save_dir, args.input_shape, args.output_op, say, args.format)
     print(f"written and checked: {args.save_dir} ({', '.join(sorted(os.listdir(args.save_dir)))})")
     return 0
 

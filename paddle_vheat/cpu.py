@@ -17,7 +17,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
 
-def _cores() -> int:
+def count_cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else (os.cpu_count() or 1)
@@ -79,7 +79,7 @@ def configure_cpu() -> str:
     if "paddle" in sys.modules:
         raise RuntimeError("configure_cpu must be called before paddle is imported")
     processes = max(int(os.environ.get("PADDLE_LOCAL_SIZE") or 1), 1)
-    wanted = {"OMP_NUM_THREADS": str(max(_cores() // processes, 1)), "FLAGS_use_stride_kernel": "0"}
+    wanted = {"OMP_NUM_THREADS": str(max(count_cores() // processes, 1)), "FLAGS_use_stride_kernel": "0"}
     if _is_amd():
         wanted["MKL_DEBUG_CPU_TYPE"] = "5"
     if _set_by_paddle("OMP_NUM_THREADS"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import lzma
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -21,6 +23,15 @@ import numpy as np
 from paddle_vheat._paddle import paddle
 
 GOLDEN = Path(__file__).parent / "golden"
+
+_PINNED = re.search(r"^paddlepaddle==(.+)$", (Path(__file__).parents[1] / "requirements.txt").read_text(), re.MULTILINE)
+assert _PINNED is not None
+on_pinned_paddle = paddle.__version__ == _PINNED[1]
+# requirements.txt has the ONNX packages: with its Paddle, nothing is passed over, and what is missing fails.
+needs_onnx = pytest.mark.skipif(
+    not on_pinned_paddle and (paddle.__version__ < "3" or importlib.util.find_spec("paddle2onnx") is None),
+    reason="another Paddle than requirements.txt has, and no paddle2onnx for it",
+)
 
 
 @pytest.fixture(autouse=True)

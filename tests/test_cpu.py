@@ -17,7 +17,7 @@ import json, os, sys
 from pathlib import Path
 import paddle_vheat.cpu as cpu
 cpu._is_amd = lambda: {amd}
-cpu._cores = lambda: {cores}
+cpu.count_cores = lambda: {cores}
 line = cpu.configure_cpu()
 loaded = [name for name in ("paddle", "numpy") if name in sys.modules]
 print(json.dumps([line, {{n: os.environ.get(n) for n in {variables}}}, loaded]))
@@ -106,7 +106,7 @@ def test_too_late():
 
 def test_cores_are_those_of_this_process():
     code = "import os, paddle_vheat.cpu as cpu; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "print(cpu._cores())"
+    code += "print(cpu.count_cores())"
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("no affinity on this system")
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)

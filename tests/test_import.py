@@ -39,6 +39,11 @@ def test_the_models_need_paddle_and_numpy_alone():
     assert not {"paddleseg", "paddleclas", "yaml"} & set(loaded)
 
 
+def test_deployment_needs_no_paddle():
+    loaded = loaded_by("from paddle_vheat.deploy import Predictor")
+    assert not {"paddle", "paddleseg", "paddleclas", "cv2", "scipy"} & set(loaded)
+
+
 def test_a_model_runs_quietly():
     code = (
         "from paddle_vheat import VHeat\nfrom paddle_vheat._paddle import paddle\n"
@@ -90,7 +95,7 @@ def test_version_is_the_packages():
     assert re.findall(r'^version = "(.+)"$', text, re.MULTILINE) == [paddle_vheat.__version__]
 
 
-@pytest.mark.parametrize("floor", ["ops", "models", "losses", "weights"])
+@pytest.mark.parametrize("floor", ["ops", "models", "losses", "weights", "deploy"])
 def test_the_lower_floors_do_not_know_the_libraries(floor):
     for path in (ROOT / "paddle_vheat" / floor).rglob("*.py"):
         text = path.read_text(encoding="utf-8")

@@ -66,20 +66,18 @@ def exported_pictures(folder: Path, count: int) -> list[Any]:
 
     from paddle_vheat.config import load_config
     from paddle_vheat.data.image_file import read_bgr
-    from paddle_vheat.engine.export import load_runtime
-    from paddle_vheat.engine.predict import compose_triptych
+    from paddle_vheat.deploy import Predictor
+    from paddle_vheat.engine.pictures import compose_triptych
     from paddle_vheat.engine.tasks.segmentation import SegmentationTask
 
     task = SegmentationTask(load_config(ROOT / CONFIG), CONFIG)
-    predict = load_runtime(folder)
+    predictor = Predictor(folder)
     files = task.val_dataset.file_list
     pictures = []
     for image_path, label_path in files[:: max(len(files) // count, 1)][:count]:
-        image = read_bgr(image_path)
-        data = task.val_transforms({"img": image.astype(np.float32), "gt_fields": []})
-        classes = predict(data["img"][None].astype(np.float32))[0]
         label = np.asarray(Image.open(label_path)).astype(np.int64)
-        pictures.append(compose_triptych(image[..., ::-1], label, classes, task.palette))
+        image = read_bgr(image_path)
+        pictures.append(compose_triptych(image[..., ::-1], label, predictor.predict(image), task.palette))
     return pictures
 
 
@@ -143,7 +141,7 @@ def main() -> None:
     run("export.py", "--config", CONFIG, "--model_path", model, "--save_dir", exported, "--input_shape", *shape, *opts)
 
     configure_cpu()
-    from paddle_vheat.engine.predict import write_gallery
+    from paddle_vheat.engine.pictures import write_gallery
 
     scores = json.loads((ROOT / out / "scores.json").read_text(encoding="utf-8"))
     (ROOT / out / "per_class_iou.md").write_text(class_table(scores), encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Export to Paddle Inference, proven equal to the trained model before it is called done."""
+"""Export to Paddle Inference and ONNX, proven equal to the trained model before it is called done."""
 
 from __future__ import annotations
 
-import contextlib
+import copy
+import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,25 @@ import numpy as np
 import yaml
 
 from paddle_vheat._paddle import F, nn, paddle
-from paddle_vheat.config import ConfigError
+from paddle_vheat.deploy.description import INPUT_NAME, OUTPUT_NAMES, OUTPUT_OPS
 from paddle_vheat.engine.checkpoint import replace_folder
+from paddle_vheat.engine.export_check import (
+    ONEDNN,
+    ONNX,
+    ONNX_FILE,
+    PADDLE,
+    Difference,
+    check_inputs,
+    check_runtimes,
+    first_output,
+    program_file,
+)
 from paddle_vheat.models.vheat import MIN_SIZE, VHeat, fold_model
+from paddle_vheat.ops import adaptive_average_pool
 
-OUTPUT_OPS = ("argmax", "softmax", "none")
-EXPORT_FILES = ("model.json", "model.pdmodel", "model.pdiparams", "model.pdiparams.info", "deploy.yaml")
-# Differences of float32 results whose operations are reordered: some 1e-6 per layer over about a hundred
-# layers, relative to the largest logit.
-TOLERANCE = 1e-3
-
-
-class ExportError(RuntimeError):
-    """The exported model does not do what the trained one does."""
-
-
-def _first(output: Any) -> Any:
-    """A segmentation model's logits are the first of a list, a classifier's are all it gives."""
-    return output[0] if isinstance(output, (list, tuple)) else output
+FORMATS = ("paddle", "onnx", "both")
+DEFAULT_OUTPUT_OPS = {"segmentation": "argmax", "classification": "softmax"}
+EXPORT_FILES = ("model.json", "model.pdmodel", "model.pdiparams", "model.pdiparams.info", ONNX_FILE, "deploy.yaml")
 
 
 class _Exported(nn.Layer):
@@ -42,27 +43,32 @@ class _Exported(nn.Layer):
         self.output_op = output_op
 
     def forward(self, x: Any) -> Any:
-        logits = _first(self.model(x))
+        logits = first_output(self.model(x))
         if self.output_op == "argmax":
             return paddle.argmax(logits, axis=1, dtype="int32")
         return F.softmax(logits, axis=1) if self.output_op == "softmax" else logits
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How far a runtime's output is from the trained model's, at one input."""
+class _Pool(nn.Layer):
+    """``nn.AdaptiveAvgPool2D`` as a matrix product."""
 
-    runtime: str
-    size: tuple[int, int]
-    value: float  # largest difference over the largest magnitude
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
 
-    @property
-    def ok(self) -> bool:
-        return self.value <= TOLERANCE  # False for NaN
+    def forward(self, x: Any) -> Any:
+        return adaptive_average_pool(x, self.bins)
 
-    def __str__(self) -> str:
-        verdict = "ok" if self.ok else f"WRONG (bound {TOLERANCE:g})"
-        return f"{self.runtime:<24} {self.size[0]:>5} x {self.size[1]:<5} {self.value:.2e}  {verdict}"
+
+def _write_pooling_as_products(model: Any) -> None:
+    """In place: the pyramid pooling of PaddleSeg's heads in the form that converters get right (``ops/pool.py``)."""
+    for layer in model.sublayers(include_self=True):
+        for name, child in list(layer.named_children()):
+            if isinstance(child, nn.AdaptiveAvgPool2D):
+                size = child._output_size
+                bins = size[0] if isinstance(size, (list, tuple)) and size[0] == size[1] else size
+                if isinstance(bins, int):
+                    layer.add_sublayer(name, _Pool(bins))
 
 
 def _has_trunk(model: Any) -> bool:
@@ -88,117 +94,65 @@ def parse_input_shape(shape: Sequence[int] | None) -> list[Any]:
     return parsed
 
 
-def _model_file(folder: Path) -> str:
-    """Name of the program file: Paddle 3 writes ``model.json``, Paddle 2 ``model.pdmodel``."""
-    for name in ("model.json", "model.pdmodel"):
-        if (folder / name).is_file():
-            return name
-    raise ExportError(f"paddle.jit.save wrote no program into {folder}")
+def _check_folder(save_dir: Path) -> None:
+    """Raise a ValueError if the folder may not be replaced by an export."""
+    if save_dir.exists() and not save_dir.is_dir():
+        raise ValueError(f"{save_dir} is a file; give an empty or new folder")
+    foreign = sorted(p.name for p in save_dir.iterdir() if p.name not in EXPORT_FILES) if save_dir.is_dir() else []
+    if foreign:
+        raise ValueError(f"{save_dir} holds {foreign[0]}, which is no part of an export; give an empty or new folder")
 
 
-def load_runtime(folder: Path, onednn: bool = False) -> Any:
-    """A function from an array (N, C, H, W) to the exported model's output, run by Paddle Inference on the CPU."""
-    from paddle import inference
-
-    config = inference.Config(str(folder / _model_file(folder)), str(folder / "model.pdiparams"))
-    config.disable_gpu()
-    config.disable_glog_info()
-    config.enable_mkldnn() if onednn else config.disable_mkldnn()
-    predictor = inference.create_predictor(config)
-
-    def run(array: np.ndarray) -> np.ndarray:
-        handle = predictor.get_input_handle(predictor.get_input_names()[0])
-        handle.reshape(array.shape)
-        handle.copy_from_cpu(np.ascontiguousarray(array))
-        predictor.run()
-        return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
-
-    return run
-
-
-def _difference(output: np.ndarray, logits: np.ndarray, output_op: str) -> float:
-    """Largest difference from the trained model's logits (N, C, H, W), relative to their magnitude."""
-    scale = max(float(np.abs(logits).max()), 1e-12)
-    if output_op == "argmax":
-        if output.shape != (logits.shape[0], *logits.shape[2:]) or output.min() < 0 or output.max() >= logits.shape[1]:
-            return float("inf")
-        # Two classes that are equally likely may change places; one that is less likely may not win.
-        chosen = np.take_along_axis(logits, output[:, None].astype(np.int64), axis=1)
-        return float((logits.max(axis=1, keepdims=True) - chosen).max()) / scale
-    if output_op == "softmax":
-        shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-        logits, scale = shifted / shifted.sum(axis=1, keepdims=True), 1.0
-    if output.shape != logits.shape:
-        return float("inf")
-    return float(np.abs(output - logits).max()) / scale
-
-
-def compare(
-    folder: Path, model: Any, inputs: Sequence[np.ndarray], output_op: str, runtimes: Sequence[str]
-) -> list[Difference]:
-    """Run an exported model and the trained one on the same inputs."""
-    differences = []
-    for runtime in runtimes:
-        run = load_runtime(folder, onednn=runtime.endswith("oneDNN"))
-        for array in inputs:
-            with paddle.no_grad():
-                logits = _first(model(paddle.to_tensor(array))).numpy()
-            size = (array.shape[2], array.shape[3])
-            differences.append(Difference(runtime, size, _difference(run(array), logits, output_op)))
-    return differences
-
-
-def check_inputs(task: Any, shape: Sequence[Any]) -> list[np.ndarray]:
-    """What an export is tried on: random images, and the first validation image where there is one."""
-    rng = np.random.default_rng(0)
-    batch = shape[0] or 1
-    sizes = [(shape[2], shape[3])] if shape[2] else [(128, 160), (97, 203)]
-    inputs = [rng.standard_normal((batch, shape[1], *size)).astype(np.float32) for size in sizes]
-    with contextlib.suppress(FileNotFoundError, ConfigError):  # an export does not need the data
-        image = task.val_dataset[0]["img"][None].astype(np.float32)
-        if shape[2]:
-            fitted = paddle.to_tensor(image)
-            image = F.interpolate(fitted, [shape[2], shape[3]], mode="bilinear").numpy()
-        if image.shape[1] == shape[1]:
-            inputs.append(np.repeat(image, batch, axis=0))
-    return inputs
+def _save_program(core: Any, output_op: str, shape: Sequence[Any], folder: Path) -> None:
+    """Write ``model.json`` (or ``.pdmodel``) and ``model.pdiparams``."""
+    wrapped = _Exported(core, output_op)
+    wrapped.eval()
+    spec = [paddle.static.InputSpec(shape=list(shape), dtype="float32", name=INPUT_NAME)]
+    with warnings.catch_warnings():
+        # Paddle's own operators ask graph values for their place, which have none.
+        warnings.filterwarnings("ignore", message="Value do not have 'place'")
+        static = paddle.jit.to_static(wrapped, input_spec=spec, full_graph=True)
+        paddle.jit.save(static, str(folder / "model"))
 
 
 def export_model(
     task: Any,
     save_dir: str | Path,
     input_shape: Sequence[int] | None = None,
-    output_op: str = "argmax",
+    output_op: str | None = None,
     say: Any = print,
+    model_format: str = "paddle",
 ) -> list[Difference]:
-    """Write ``model.json`` (or ``.pdmodel``), ``model.pdiparams`` and ``deploy.yaml`` into ``save_dir``.
+    """Write the model for Paddle Inference, ONNX or both, and ``deploy.yaml``, into ``save_dir``.
 
     With a fixed size, the frequency embeddings and the decay are folded into constants; with a dynamic size the
     whole operator is in the graph, for any height and width of at least 32. The export is run by Paddle
-    Inference, without and with oneDNN, and compared with the model before ``save_dir`` is touched.
+    Inference, without and with oneDNN, and by ONNX Runtime, and compared with the model before ``save_dir`` is
+    touched.
 
     Args:
         task: with its trained model loaded.
         save_dir: folder to write; replaced if it is an earlier export, else it must be empty or absent.
         input_shape: N C H W, -1 for what is decided at run time.
-        output_op: "argmax" gives int32 (N, H, W), "softmax" and "none" float32 (N, C, H, W).
+        output_op: "argmax" gives int32 (N, H, W), "softmax" and "none" float32 (N, C, H, W); (N,) and (N, C) for
+            classification. Default: argmax for segmentation, softmax for classification.
         say: prints a line.
+        model_format: "paddle" (``model.json`` or ``.pdmodel``, ``model.pdiparams``), "onnx" (``model.onnx``) or "both".
 
     Returns:
-        The differences found. That of the runtime without oneDNN is within the bound; where that with oneDNN is
-        not, ``deploy.yaml`` says so.
+        The differences found. Those of Paddle Inference without oneDNN and of ONNX Runtime are within the bound;
+        where that with oneDNN is not, ``deploy.yaml`` says so.
 
     Raises:
-        ExportError: if the plain runtime's results differ from the model's; nothing is then written.
+        ExportError: if a runtime's results differ from the model's, or a conversion fails; nothing is then written.
     """
+    if model_format not in FORMATS:
+        raise ValueError(f"--format: expected one of {', '.join(FORMATS)}, got {model_format!r}")
+    output_op = DEFAULT_OUTPUT_OPS[task.kind] if output_op is None else output_op
     if output_op not in OUTPUT_OPS:
         raise ValueError(f"--output_op: expected one of {', '.join(OUTPUT_OPS)}, got {output_op!r}")
     save_dir = Path(save_dir)
-    if save_dir.exists() and not save_dir.is_dir():
-        raise ValueError(f"{save_dir} is a file; give an empty or new folder")
-    foreign = sorted(p.name for p in save_dir.iterdir() if p.name not in EXPORT_FILES) if save_dir.is_dir() else []
-    if foreign:
-        raise ValueError(f"{save_dir} holds {foreign[0]}, which is no part of an export; give an empty or new folder")
+    _check_folder(save_dir)
     shape = parse_input_shape(input_shape)
     model = task.model
     model.eval()
@@ -206,56 +160,58 @@ def export_model(
         if trunk.in_channels != shape[1]:
             raise ValueError(f"--input_shape: C must be {trunk.in_channels}, the model's channels, got {shape[1]}")
     fixed = shape[2] is not None
-    core = fold_model(model, (shape[2], shape[3])) if fixed and _has_trunk(model) else model
+    # A copy in any case: Paddle 2.6 leaves the code that it converts in the layers.
+    core = fold_model(model, (shape[2], shape[3])) if fixed and _has_trunk(model) else copy.deepcopy(model)
+    _write_pooling_as_products(core)
     differences: list[Difference] = []
 
     def write(folder: Path) -> None:
-        wrapped = _Exported(core, output_op)
-        wrapped.eval()
-        spec = [paddle.static.InputSpec(shape=list(shape), dtype="float32", name="x")]
-        with warnings.catch_warnings():
-            # Paddle's own operators ask graph values for their place, which have none.
-            warnings.filterwarnings("ignore", message="Value do not have 'place'")
-            static = paddle.jit.to_static(wrapped, input_spec=spec, full_graph=True)
-            paddle.jit.save(static, str(folder / "model"))
-        inputs = check_inputs(task, shape)
-        say("largest difference from the trained model, relative to its largest output, on random images and, if the")
-        what = "by how much the chosen class falls short of the best" if output_op == "argmax" else "of any value"
-        say(f"data is there, on the first validation image ({what}):")
-        for runtime in ("Paddle Inference", "Paddle Inference oneDNN"):
-            try:
-                found = compare(folder, model, inputs, output_op, [runtime])
-            except Exception as error:
-                # oneDNN passes of some Paddle versions crash on sound graphs; the plain runtime must not.
-                if runtime == "Paddle Inference":
-                    raise ExportError(f"the exported model does not run: {error}") from error
-                say(f"{runtime:<24} does not run this model: {str(error).strip().splitlines()[-1][:160]}")
-                found = [Difference(runtime, (0, 0), float("nan"))]
-            for difference in found:
-                if np.isfinite(difference.value) or runtime == "Paddle Inference":
-                    say(f"  {difference}")
-            differences.extend(found)
-        if not all(d.ok for d in differences if d.runtime == "Paddle Inference"):
-            raise ExportError("the exported model's results differ from the trained model's; nothing was written")
-        onednn_ok = all(d.ok for d in differences if d.runtime.endswith("oneDNN"))
-        if not onednn_ok:
-            say("oneDNN is not safe for this model on this Paddle: deploy.yaml says so, switch it off")
-        (folder / "deploy.yaml").write_text(_deploy_yaml(task, folder, shape, output_op, onednn_ok), encoding="utf-8")
+        deploy: dict[str, Any] = {}
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as temporary:
+            programs = Path(temporary) if model_format == "onnx" else folder
+            _save_program(core, output_op, shape, programs)
+            files = programs / program_file(programs), programs / "model.pdiparams"
+            if model_format != "onnx":
+                deploy.update(model=files[0].name, params=files[1].name)
+            if model_format != "paddle":
+                from paddle_vheat.engine.export_onnx import convert_to_onnx
+
+                opset = convert_to_onnx(*files, folder / ONNX_FILE, OUTPUT_NAMES[output_op])
+                deploy.update(onnx=ONNX_FILE, opset=opset)
+        names = {"paddle": [PADDLE, ONEDNN], "onnx": [ONNX], "both": [PADDLE, ONEDNN, ONNX]}[model_format]
+        differences.extend(check_runtimes(folder, model, check_inputs(task, shape), output_op, names, say))
+        if ONEDNN in names:
+            deploy["onednn"] = all(d.ok for d in differences if d.runtime == ONEDNN)
+            if not deploy["onednn"]:
+                say("oneDNN is not safe for this model on this Paddle: deploy.yaml says so, and Predictor keeps it off")
+        deploy["checked_on"] = _versions(names)
+        (folder / "deploy.yaml").write_text(_deploy_yaml(task, deploy, shape, output_op), encoding="utf-8")
 
     replace_folder(save_dir, write)
     return differences
 
 
-def _deploy_yaml(task: Any, folder: Path, shape: list[int | None], output_op: str, onednn_ok: bool) -> str:
+def _versions(names: Sequence[str]) -> dict[str, str]:
+    versions = {"paddle": str(paddle.__version__)}
+    if ONNX in names:
+        import onnxruntime
+
+        versions["onnxruntime"] = str(onnxruntime.__version__)
+    return versions
+
+
+def _deploy_yaml(task: Any, files: dict[str, Any], shape: list[int | None], output_op: str) -> str:
+    palette = {"palette": np.asarray(task.palette).tolist()} if task.kind == "segmentation" else {}
     deploy = {
-        "model": _model_file(folder),
-        "params": "model.pdiparams",
+        **files,
+        "task": task.kind,
         "transforms": task.export_transforms,
         "input_shape": [side or -1 for side in shape],
+        "min_size": MIN_SIZE if _has_trunk(task.model) else 1,
         "output_op": output_op,
         "output_dtype": "int32" if output_op == "argmax" else "float32",
         "num_classes": task.num_classes,
         "class_names": task.class_names,
-        "onednn": onednn_ok,
+        **palette,
     }
     return yaml.safe_dump({"Deploy": deploy}, sort_keys=False, allow_unicode=True)

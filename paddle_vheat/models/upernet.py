@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.models.layers import ConvBNReLU, spatial_size
 from paddle_vheat.models.vheat import check_parameter_count, fold_model
-from paddle_vheat.ops import resize_bilinear
+from paddle_vheat.ops import adaptive_average_pool, resize_bilinear
 
 Tensor = Any
 
@@ -34,7 +34,7 @@ class PyramidPooling(nn.Layer):
         self.project = ConvBNReLU(in_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(F.adaptive_avg_pool2d(x, self.bins))
+        return self.project(adaptive_average_pool(x, self.bins))
 
 
 class UPerHead(nn.Layer):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_vheat._files import write_atomically
 from paddle_vheat._paddle import paddle
 from paddle_vheat.ops import resize_bicubic
 from paddle_vheat.weights.safe_pickle import UnsafeFileError, load_arrays
@@ -83,29 +82,6 @@ def save_weights(layer: Any, path: str | Path) -> None:
         write_atomically(path, lambda temporary: save_file(arrays, temporary))
     else:
         write_atomically(path, lambda temporary: paddle.save(layer.state_dict(), temporary))
-
-
-def write_atomically(path: str | Path, write: Any) -> None:
-    """Call ``write(temporary path)``, flush the result to disk and move it to ``path``."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # as any new file's; mkstemp made it the user's alone
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _nearest(name: str, candidates: Iterable[str]) -> str:

@@ -115,7 +115,7 @@ def test_predict(project, cityscapes, tmp_path):
 
 
 def test_export(project, tmp_path):
-    from paddle_vheat.engine.export import load_runtime
+    from paddle_vheat.engine.export_check import load_runtime
 
     model = project / "output" / "best_model" / "model.pdparams"
     command = ["export.py", "--config", project / "tiny.yml", "--model_path", model, "--save_dir", tmp_path / "out"]

@@ -10,16 +10,8 @@ from PIL import Image
 
 from paddle_vheat.data.image_file import read_bgr
 from paddle_vheat.data.street_scenes import PALETTE
-from paddle_vheat.engine.predict import (
-    colourise,
-    list_images,
-    overlay,
-    picture_names,
-    predict_classes,
-    predict_folder,
-    triptych,
-    write_gallery,
-)
+from paddle_vheat.engine.pictures import colourise, list_images, overlay, picture_names, write_gallery
+from paddle_vheat.engine.predict import predict_classes, predict_folder, triptych
 from tests.conftest import paddle
 from tests.engine import tiny
 from tests.engine.test_evaluate import normalised

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from paddle_vheat.config import ConfigError, building
 from paddle_vheat.data.batch_ops import BatchTransform, build_batch_ops
 from paddle_vheat.data.image_ops import Pipeline, build_ops, pipeline
 from paddle_vheat.engine.data import load_batches
+from paddle_vheat.engine.pictures import write_top_classes
 from paddle_vheat.engine.schedules import WarmupCosine
 from paddle_vheat.engine.tasks.classification_config import (
     ARCHITECTURES,
@@ -27,7 +27,7 @@ from paddle_vheat.engine.tasks.classification_config import (
     wrong_kinds,
 )
 from paddle_vheat.models import VHeatClassifier, create_model
-from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights, write_atomically
+from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights
 
 Tensor = Any
 
@@ -40,6 +40,7 @@ class ClassificationTask:
         source: what to call the configuration in an error.
     """
 
+    kind = "classification"
     score_name = "top-1"
     ema_warm_up = False  # the recipe's average keeps the same share of itself from the first step
 
@@ -339,15 +340,16 @@ class ClassificationTask:
 
     @property
     def export_transforms(self) -> Any:
-        return self._get("DataLoader.Eval.dataset.transform_ops")
+        return self._get("DataLoader.Eval.dataset.transform_ops") or []
 
     def predict(self, images: list[tuple[Path, Path]], save_dir: str | Path, **options: Any) -> str:
         """Print the five likeliest classes of each image and write ``predictions.json``."""
         if options:
             raise ValueError(f"options of segmentation, given with a classification model: {', '.join(options)}")
-        names, model, results = self.class_names, self.model, {}
+        names, model = self.class_names, self.model
         model.eval()
-        for path, relative in tqdm(images, desc="predicting", unit="img", disable=None):
+
+        def classify(path: Path) -> list[dict[str, Any]]:
             try:
                 array = self.val_transforms(path.read_bytes())
             except ValueError as error:
@@ -355,9 +357,6 @@ class ClassificationTask:
             with paddle.no_grad():
                 chances = F.softmax(model(paddle.to_tensor(array[None]))[0]).numpy()
             best = np.argsort(-chances, kind="stable")[:5]
-            results[str(relative)] = [{"class": int(i), "name": names[i], "score": float(chances[i])} for i in best]
-            text = ", ".join(f"{names[i]} {100 * chances[i]:.1f}%" for i in best)
-            tqdm.write(f"{relative}: {text}")
-        target = Path(save_dir) / "predictions.json"
-        write_atomically(target, lambda t: Path(t).write_text(json.dumps(results, indent=1), encoding="utf-8"))
-        return str(target)
+            return [{"class": int(i), "name": names[i], "score": float(chances[i])} for i in best]
+
+        return str(write_top_classes(images, save_dir, classify))

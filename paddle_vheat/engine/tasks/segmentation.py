@@ -34,6 +34,7 @@ class SegmentationTask:
         ConfigError: naming every key that is wrong.
     """
 
+    kind = "segmentation"
     score_name = "mIoU"
     ema_warm_up = True
     ema_decay: float | None = None  # averaging is asked for on the command line

@@ -1,0 +1,185 @@
+"""Options of the runtimes. GPUs are not run: a stub records what the libraries are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paddle_vheat.deploy import runtimes
+from paddle_vheat.deploy.runtimes import check_options, load_onnx, load_paddle, onnx_providers, parse_device
+from tests.conftest import needs_onnx, paddle
+
+MODEL, PARAMS = Path("model.pdmodel"), Path("model.pdiparams")
+
+
+@pytest.mark.parametrize(("device", "index"), [("cpu", None), ("gpu", 0), ("gpu:0", 0), ("gpu:12", 12)])
+def test_devices(device, index):
+    assert parse_device(device) == index
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda"}, "device: expected 'cpu', 'gpu' or 'gpu:1', got 'cuda'"),
+        ({"device": "gpu:"}, "device: expected"),
+        ({"precision": "int8", "device": "gpu"}, "precision: expected one of fp32, fp16, got 'int8'"),
+        ({"precision": "fp16"}, "are for GPUs; give device='gpu' as well"),
+        ({"tensorrt": True}, "are for GPUs"),
+        ({"tensorrt": {}}, "are for GPUs"),
+        ({"tensorrt": "yes", "device": "gpu"}, "tensorrt: expected True, False or a dict of options, got 'yes'"),
+        ({"threads": 0}, "threads: expected a positive whole number, got 0"),
+        ({"threads": True}, "threads: expected"),
+        ({"threads": 1.5}, "threads: expected"),
+    ],
+)
+def test_options_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        check_options(**{"device": "cpu", "precision": "fp32", "tensorrt": False, "threads": None, **options})
+
+
+class Recorder:
+    """Stands for ``paddle.inference`` and writes down every call of its configuration."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.PrecisionType = paddle.inference.PrecisionType
+        self.known = dir(paddle.inference.Config)
+
+    def Config(self, *files: str) -> Any:
+        self.calls.append(("Config", *files))
+        return self
+
+    def create_predictor(self, config: Any) -> Any:
+        handle = types.SimpleNamespace()
+        return types.SimpleNamespace(
+            get_input_names=lambda: ["x"],
+            get_output_names=lambda: ["y"],
+            get_input_handle=lambda name: handle,
+            get_output_handle=lambda name: handle,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.known:
+            raise AttributeError(name)  # a call that the installed Paddle does not have
+        return lambda *args, **options: self.calls.append((name, *args, *options.items()))
+
+
+@pytest.fixture
+def recorded(monkeypatch) -> list[tuple[Any, ...]]:
+    recorder = Recorder()
+    monkeypatch.setattr(paddle, "inference", recorder)
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    return recorder.calls
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+def test_paddle_on_a_cpu(recorded, onednn):
+    load_paddle(MODEL, PARAMS, onednn=onednn, threads=3)
+    assert recorded == [
+        ("Config", "model.pdmodel", "model.pdiparams"),
+        ("disable_glog_info",),
+        ("disable_gpu",),
+        ("set_cpu_math_library_num_threads", 3),
+        ("enable_mkldnn",) if onednn else ("disable_mkldnn",),
+    ]
+
+
+def test_paddle_takes_all_cores(recorded, monkeypatch):
+    monkeypatch.setattr(runtimes, "count_cores", lambda: 7)
+    load_paddle(MODEL, PARAMS)
+    assert ("set_cpu_math_library_num_threads", 7) in recorded
+
+
+def test_paddle_on_a_gpu(recorded):
+    kinds = paddle.inference.PrecisionType
+    load_paddle(MODEL, PARAMS, device="gpu:1")
+    assert recorded[1:] == [("disable_glog_info",), ("enable_use_gpu", 500, 1, kinds.Float32)]
+    recorded.clear()
+    load_paddle(MODEL, PARAMS, device="gpu", precision="fp16", tensorrt={"max_batch_size": 4})
+    assert recorded[2:] == [
+        ("enable_use_gpu", 500, 0, kinds.Half),
+        (
+            "enable_tensorrt_engine",
+            ("precision_mode", kinds.Half),
+            ("use_calib_mode", False),
+            ("max_batch_size", 4),
+        ),
+    ]
+
+
+def test_the_real_config_takes_these_arguments():
+    """The names of the arguments, by the library's own parser; nothing is run."""
+    config = paddle.inference.Config()
+    kinds = paddle.inference.PrecisionType
+    options = {"precision_mode": kinds.Half, "use_calib_mode": False, "max_batch_size": 4}
+    with contextlib.suppress(RuntimeError):  # a Paddle that is built without GPU or TensorRT says so, after the parser
+        config.enable_tensorrt_engine(**options)
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        config.enable_tensorrt_engine(precision="fp16")
+
+
+def test_what_paddle_cannot_do(recorded, monkeypatch):
+    with pytest.raises(ValueError, match=r"takes exports of Paddle 2 .*for model\.json use runtime='onnx'"):
+        load_paddle(Path("model.json"), PARAMS, device="gpu", tensorrt=True)
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: False)
+    with pytest.raises(ValueError, match="built without CUDA; install paddlepaddle-gpu"):
+        load_paddle(MODEL, PARAMS, device="gpu")
+    assert recorded == []
+
+
+def test_providers_of_onnx_runtime():
+    cpu = "CPUExecutionProvider"
+    assert onnx_providers("cpu", "fp32", False) == [cpu]
+    cuda = ("CUDAExecutionProvider", {"device_id": 2})
+    assert onnx_providers("gpu:2", "fp32", False) == [cuda, cpu]
+    trt = {"device_id": 2, "trt_fp16_enable": True, "trt_engine_cache_enable": True}
+    found = onnx_providers("gpu:2", "fp16", {"trt_engine_cache_enable": True})
+    assert found == [("TensorrtExecutionProvider", trt), cuda, cpu]
+    with pytest.raises(ValueError, match="with tensorrt=True only"):
+        onnx_providers("gpu", "fp16", False)
+
+
+class Session:
+    """Stands for ``onnxruntime.InferenceSession``."""
+
+    def __init__(self, model: str, options: Any, providers: list[Any]) -> None:
+        self.model, self.options, self.providers = model, options, providers
+        Session.last = self
+
+    last: Any = None
+
+    def get_inputs(self) -> list[Any]:
+        return [types.SimpleNamespace(name="x")]
+
+    def run(self, names: Any, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        return [feed["x"] + 1]
+
+
+def test_onnx_runtime_is_asked_for_a_gpu(monkeypatch):
+    stub = types.ModuleType("onnxruntime")
+    stub.SessionOptions = types.SimpleNamespace  # type: ignore[attr-defined]
+    stub.InferenceSession = Session  # type: ignore[attr-defined]
+    stub.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnxruntime", stub)
+    run = load_onnx(Path("model.onnx"), threads=3, device="gpu:1")
+    assert Session.last.providers == [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]
+    assert Session.last.options.intra_op_num_threads == 3
+    assert run(np.zeros(2)).tolist() == [1, 1]
+    # Without the provider, ONNX Runtime itself would use the CPU with no more than a warning.
+    with pytest.raises(ValueError, match=r"has no TensorrtExecutionProvider \(it has CUDA.*install onnxruntime-gpu"):
+        load_onnx(Path("model.onnx"), device="gpu", tensorrt=True)
+
+
+@needs_onnx
+def test_onnx_runtime_without_a_gpu():
+    import onnxruntime
+
+    assert "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
+    with pytest.raises(ValueError, match="has no CUDAExecutionProvider"):
+        load_onnx(Path("model.onnx"), device="gpu")

@@ -1,0 +1,140 @@
+"""export.py --format and predict.py --exported: the pictures of the checkpoint, and no Paddle where none is needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from paddle_vheat import cli
+from paddle_vheat.weights.loading import save_weights
+from tests.conftest import needs_onnx
+from tests.engine import tiny
+from tests.engine.test_cli import one_error
+
+DIGITS = str(tiny.REPOSITORY / "configs" / "demo_digits.yml")
+SMALL = ["--opts", "Arch.embed_dim=8", "Arch.depths=[1,1,1,1]"]
+
+
+@pytest.fixture(scope="module")
+def project(cityscapes, tmp_path_factory) -> Path:
+    """A configuration, a checkpoint, and its export in both formats, for the size of the scenes."""
+    folder = tmp_path_factory.mktemp("project")
+    config = tiny.cityscapes_config(cityscapes)
+    tiny.write_config(folder / "tiny.yml", config)
+    save_weights(tiny.lively(tiny.make_task(config).model), folder / "model.pdparams")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(project) -> Path:
+    options = ["--device", "cpu", "--model_path", project / "model.pdparams", "--input_shape", "-1", "3", "64", "128"]
+    options += ["--save_dir", project / "out", "--format", "both"]
+    assert cli.export(["--config", str(project / "tiny.yml"), *map(str, options)]) == 0
+    return project / "out"
+
+
+def pictures(folder: Path) -> dict[str, np.ndarray]:
+    return {path.relative_to(folder).as_posix(): np.asarray(Image.open(path)) for path in sorted(folder.rglob("*.png"))}
+
+
+@needs_onnx
+@pytest.mark.parametrize("runtime", ["onnx", "paddle", None])
+def test_the_pictures_are_those_of_the_checkpoint(project, exported, cityscapes, tmp_path, runtime, capsys):
+    images = ["--image_path", str(cityscapes / "leftImg8bit" / "val")]
+    model = ["--config", str(project / "tiny.yml"), "--model_path", str(project / "model.pdparams"), "--device", "cpu"]
+    assert cli.predict([*model, *images, "--save_dir", str(tmp_path / "a")]) == 0
+    capsys.readouterr()
+    chosen = [] if runtime is None else ["--runtime", runtime, "--threads", "1"]
+    assert cli.predict(["--exported", str(exported), *images, "--save_dir", str(tmp_path / "b"), *chosen]) == 0
+    said = capsys.readouterr().out
+    assert ("Paddle Inference" if runtime == "paddle" else "ONNX Runtime") in said
+    assert f"{tiny.VAL_SCENES} images; written: " in said
+    expected, found = pictures(tmp_path / "a"), pictures(tmp_path / "b")
+    assert list(found) == list(expected)
+    assert len(expected) == 2 * tiny.VAL_SCENES
+    for name, picture in expected.items():
+        assert (found[name] != picture).mean() < 1e-3, name  # rounding decides between equally likely classes
+
+
+WITHOUT_PADDLE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("paddle", "paddleseg", "paddle2onnx", "scipy", "visualdl"):
+            raise ImportError(f"{name} is not to be imported")
+sys.meta_path.insert(0, Refuse())
+from paddle_vheat import cli
+sys.exit(cli.predict(sys.argv[1:]))
+"""
+
+
+@needs_onnx
+def test_onnx_needs_no_paddle(exported, cityscapes, tmp_path):
+    image = next((cityscapes / "leftImg8bit" / "val").rglob("*.png"))
+    options = ["--exported", exported, "--image_path", image, "--save_dir", tmp_path / "out", "--runtime", "onnx"]
+    finished = tiny.run(["-c", WITHOUT_PADDLE, *options])
+    assert finished.returncode == 0, finished.stderr
+    assert f"{exported}: ONNX Runtime" in finished.stdout
+    assert len(pictures(tmp_path / "out")) == 2
+
+
+@needs_onnx
+def test_classification(tmp_path, capsys):
+    from paddle_vheat.config import load_config
+    from paddle_vheat.engine.tasks import make_task
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "in" / name)
+    save_weights(make_task(load_config(DIGITS, SMALL[1:]), DIGITS).model, tmp_path / "model.pdparams")
+    model = ["--config", DIGITS, "--model_path", str(tmp_path / "model.pdparams"), "--device", "cpu", *SMALL]
+    shape = ["--input_shape", "1", "3", "32", "32"]
+    assert cli.export([*model, "--save_dir", str(tmp_path / "out"), "--format", "onnx", *shape]) == 0
+    deploy = yaml.safe_load((tmp_path / "out" / "deploy.yaml").read_text(encoding="utf-8"))["Deploy"]
+    assert (deploy["task"], deploy["output_op"]) == ("classification", "softmax")
+    images = ["--image_path", str(tmp_path / "in")]
+    assert cli.predict([*model, *images, "--save_dir", str(tmp_path / "a")]) == 0
+    assert cli.predict(["--exported", str(tmp_path / "out"), *images, "--save_dir", str(tmp_path / "b")]) == 0
+    expected, found = (json.loads((tmp_path / side / "predictions.json").read_text()) for side in "ab")
+    assert list(found) == list(expected) == ["a.png", "b.png"]
+    for name, top in expected.items():
+        assert len(top) == 5
+        assert [(one["class"], one["name"]) for one in found[name]] == [(one["class"], one["name"]) for one in top]
+        np.testing.assert_allclose([one["score"] for one in found[name]], [one["score"] for one in top], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--config is needed: the configuration that the model was trained with (or give --exported)"),
+        (["--config", "x.yml", "--runtime", "onnx"], "--runtime and --threads are for --exported, which is not given"),
+        (["--config", "x.yml", "--threads", "2"], "--runtime and --threads are for --exported, which is not given"),
+        (["--exported", "x", "--config", "x.yml"], "says all that is needed, and takes no --config"),
+        (["--exported", "x", "--model_path", "m", "--opts", "a=1"], "takes no --model_path, --opts"),
+        (["--exported", "x", "--aug_eval"], "takes no --aug_eval"),
+        (["--exported", "x", "--is_slide", "--crop_size", "64", "64", "--stride", "32", "32"], "takes no --is_slide"),
+        (["--exported", "x", "--device", "npu"], "--device npu: an exported model is run on cpu or gpu"),
+        (["--exported", "/no/such"], "/no/such: no such folder; give the folder that export.py wrote"),
+        (["--exported", "/", "--threads", "0"], "threads: expected a positive whole number, got 0"),
+        (["--exported", "/", "--runtime", "tvm"], "invalid choice: 'tvm'"),
+    ],
+)
+def test_options_that_cannot_be(cityscapes, capsys, options, message):
+    image = next((cityscapes / "leftImg8bit" / "val").rglob("*.png"))
+    try:
+        code = cli.predict(["--image_path", str(image), *options])
+    except SystemExit as stop:
+        code = stop.code
+    assert message in one_error(code, capsys.readouterr().err)
+
+
+def test_an_unknown_format(project, capsys):
+    with pytest.raises(SystemExit):
+        cli.export(["--config", str(project / "tiny.yml"), "--format", "torch"])
+    assert "invalid choice: 'torch'" in capsys.readouterr().err
