@@ -244,6 +244,24 @@ def _try_crop(transform: Any) -> None:
         raise WrongResult("the image is not cropped")
 
 
+def _resize_short(original: Any) -> Callable[..., Any]:
+    def __call__(self: Any, data: dict[str, Any]) -> dict[str, Any]:
+        short_size = self.short_size
+        try:
+            return original(self, data)
+        finally:
+            self.short_size = short_size
+
+    return __call__
+
+
+def _try_resize_short(transform: Any) -> None:
+    resize = transform(short_size=4, max_size=4)
+    resize({"img": np.zeros((2, 4, 3), "float32"), "trans_info": []})
+    if resize.short_size != 4:
+        raise WrongResult("the size was changed for all later images")
+
+
 def _read(original: Any) -> Callable[..., Any]:
     def __call__(self: Any, data: dict[str, Any]) -> dict[str, Any]:
         if isinstance(data.get("img"), str):
@@ -347,6 +365,15 @@ MENDS: tuple[Mend, ...] = (
         WrongResult,
         "not cropped",
         lambda _: _crop,
+    ),
+    Mend(
+        "ResizeByShort",
+        "paddleseg.transforms.transforms:ResizeByShort.__call__",
+        "keeps the smaller size that one long image needed for all later images",
+        _try_resize_short,
+        WrongResult,
+        "was changed",
+        _resize_short,
     ),
     Mend(
         "Compose",

@@ -24,7 +24,7 @@ from paddle_vheat.integrations import _paddleseg_mends as mends
 
 NAMES = [mend.name for mend in mends.MENDS]
 # These are wrong on any Paddle; the others only on 3.x.
-PLAIN_BUGS = {"RandomPaddingCrop", "Compose"}
+PLAIN_BUGS = {"RandomPaddingCrop", "ResizeByShort", "Compose"}
 IGNORE = 255
 WEIGHT = [1.0, 2.0, 0.5, 3.0]
 
@@ -493,6 +493,25 @@ def test_crop_without_a_ratio_is_the_originals(unmended):
     original = crops()
     mends.apply_mends()
     assert np.array_equal(original, crops())
+
+
+def test_a_long_image_does_not_change_how_later_ones_are_resized():
+    """Beside a transform made anew for every image."""
+    from paddleseg.transforms import ResizeByShort
+
+    resize = ResizeByShort(32, max_size=64)
+    rng = np.random.default_rng(0)
+    for height, width in ((40, 48), (16, 90), (40, 48), (90, 16), (64, 64)):
+        image = rng.random((height, width, 3)).astype(np.float32)
+        label = rng.integers(0, 5, (height, width)).astype(np.uint8)
+        results = []
+        for transform in (resize, ResizeByShort(32, max_size=64)):
+            data = {"img": image.copy(), "label": label.copy(), "gt_fields": ["label"], "trans_info": []}
+            results.append(transform(data))
+        assert max(results[0]["img"].shape) <= 64
+        for key in ("img", "label"):
+            assert np.array_equal(results[0][key], results[1][key])
+        assert results[0]["trans_info"] == [("resize", (height, width))]
 
 
 def test_unreadable_files_are_named(tmp_path):
