@@ -585,7 +585,9 @@ class Trainer:
         self.stale_intervals = state["stale_intervals"]
         self.skipped_steps = state.get("skipped_steps", 0)
         self._log_losses = [tuple(entry) for entry in state.get("log_losses", [])]
-        self._save_best(unless_there=True)  # the process may have been killed between the checkpoint and this
+        if self.is_main:  # what a process that was killed after its checkpoint did not come to
+            self._save_best(unless_there=True)
+            prune_checkpoints(self.save_dir, self.options.keep_checkpoint_max, self.iteration)
         self.say(f"resumed {folder} at iteration {self.iteration}")
 
     def _agree_on_the_start(self) -> None:
