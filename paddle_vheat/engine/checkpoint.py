@@ -18,6 +18,7 @@ import re
 import shutil
 import socket
 import tempfile
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -320,8 +321,9 @@ def restore_optimizer(optimizer: Any, model: Any, arrays: Mapping[str, np.ndarra
     """
     parameters = dict(model.named_parameters())
     names = {name: parameter.name for name, parameter in parameters.items()}
-    # Paddle insists on a state of the scheduler, which is kept apart; an empty one changes nothing.
-    state: dict[str, Any] = {"LR_Scheduler": {}}
+    # Paddle insists on a state of the scheduler, which is kept apart: its own changes nothing.
+    scheduler = optimizer._learning_rate
+    state: dict[str, Any] = {"LR_Scheduler": scheduler.state_dict() if hasattr(scheduler, "state_dict") else {}}
     masters: dict[str, Any] = {}
     for key, array in arrays.items():
         name, _, kind = key.partition("|")
@@ -336,4 +338,7 @@ def restore_optimizer(optimizer: Any, model: Any, arrays: Mapping[str, np.ndarra
             state[f"{names[name]}_{kind}"] = paddle.to_tensor(array)
     if masters:
         state["master_weights"] = masters
-    optimizer.set_state_dict(state)
+    with warnings.catch_warnings():
+        # LinearWarmup says so of its own state, always.
+        warnings.filterwarnings("ignore", "There are some unused values in state_dict")
+        optimizer.set_state_dict(state)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat._paddle import F, nn, no_autocast, paddle
 from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform
 from paddle_vheat.ops import HeatConduction2D, resize_bicubic
 from paddle_vheat.ops.dct import known_size, size_of
@@ -189,7 +189,7 @@ class Stage(nn.Layer):
         if embedding is None:  # folded
             return None
         # Under AMP too in the embedding's own precision, as what is made of it.
-        with paddle.amp.auto_cast(enable=False):
+        with no_autocast():
             return resize_bicubic(embedding, size_of(x, 1), size_of(x, 2))
 
     def forward(self, x: Tensor) -> Tensor:

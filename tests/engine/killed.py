@@ -1,4 +1,6 @@
-"""A training run that is killed again and again; ``python -m tests.engine.killed FOLDER KIND`` prints what became of it.
+"""A training run that is killed again and again.
+
+``python -m tests.engine.killed FOLDER instants|steps`` prints what became of it, as JSON.
 
 Every attempt is a fork of this process, which has imported Paddle and computed nothing: so an attempt takes a fraction
 of a second, and a test can afford many.
@@ -24,7 +26,7 @@ import numpy as np
 
 from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.engine.checkpoint import list_checkpoints, read_checkpoint
-from paddle_vheat.engine.trainer import Trainer, TrainOptions
+from paddle_vheat.engine.trainer import BEST_FILES, Trainer, TrainOptions
 from tests.engine.test_trainer import ToyData, ToyTask
 
 ITERS = 24
@@ -79,11 +81,12 @@ class NoisyTask(ToyTask):
         return {"score": score, "report": {"mIoU": score}, "images": 1}
 
 
-def train(out: Path, workers: int, resume: str = "auto") -> dict[str, Any]:
+def train(out: Path, workers: int, task: Any = None) -> dict[str, Any]:
     options = {"save_interval": 2, "log_iters": 3, "keep_checkpoint_max": 2, "num_workers": workers}
     flags = {"use_ema": True, "do_eval": True, "use_vdl": True}
     return Trainer(
-        NoisyTask(), TrainOptions(iters=ITERS, batch_size=2, save_dir=str(out), resume_model=resume, **options, **flags)
+        task or NoisyTask(),
+        TrainOptions(iters=ITERS, batch_size=2, save_dir=str(out), resume_model="auto", **options, **flags),
     ).run()
 
 
@@ -174,7 +177,9 @@ def log_lines(out: Path) -> dict[str, str]:
     """The last line of each kind and iteration, without date, speed and waiting."""
     lines = {}
     for line in (out / "train.log").read_text(encoding="utf-8").splitlines():
-        if match := re.search(r"(\[(?:TRAIN|EVAL)\] iter \d+.*?)(, [\d.]+ images/s.*?ETA [\d:?]+)?(?:$|(?=, first))", line):
+        if match := re.search(
+            r"(\[(?:TRAIN|EVAL)\] iter \d+.*?)(, [\d.]+ images/s.*?ETA [\d:?]+)?(?:$|(?=, first))", line
+        ):
             kind = re.match(r"\[\w+\] iter \d+(?:.*?:)?", match[1])
             assert kind is not None
             lines[kind[0]] = match[1] + line[match.end() :]
@@ -182,31 +187,34 @@ def log_lines(out: Path) -> dict[str, str]:
 
 
 def differences(out: Path, expected: Path) -> list[str]:
-    """In what a finished run is not bit for bit the other one."""
-    found = []
+    """In what a finished run's folder is not bit for bit the other one's."""
     names = sorted(name for name in os.listdir(out) if not name.startswith("vdlrecords"))
-    if names != AT_THE_END:
-        found.append(f"the folder holds {names}")
-    for one, other in zip(list_checkpoints(out), list_checkpoints(expected)):
-        (state, arrays), (expected_state, expected_arrays) = read_checkpoint(one), read_checkpoint(other)
-        for key in ("iteration", "best", "best_reports", "stale_intervals", "lr_scheduler", "log_losses"):
-            if state[key] != expected_state[key]:
-                found.append(f"{one}: {key} {state[key]} {expected_state[key]}")
-        for file, content in expected_arrays.items():
-            for name, array in content.items():
-                if array.tobytes() != arrays[file][name].tobytes():
-                    found.append(f"{one}: {file} {name}")
-    for name in ("best_model/metrics.json", "ema_best_model/metrics.json"):
-        if (out / name).read_bytes() != (expected / name).read_bytes():
-            found.append(name)
-    for name in ("best_model/model.pdparams", "ema_best_model/ema_model.pdparams"):
-        if (out / name).read_bytes() != (expected / name).read_bytes():
-            found.append(name)
-    if records(out) != records(expected):
-        found.append("VisualDL records")
-    if log_lines(out) != log_lines(expected):
-        found.append("train.log")
+    found = [] if names == AT_THE_END else [f"the folder holds {names}"]
+    for path in list_checkpoints(expected):
+        found += different_checkpoints(out / path.name, path)
+    for kind, file in BEST_FILES.items():
+        for name in (file, "metrics.json"):
+            if (out / kind / name).read_bytes() != (expected / kind / name).read_bytes():
+                found.append(f"{kind}/{name}")
+    return found + different_logs(out, expected)
+
+
+def different_checkpoints(one: Path, other: Path) -> list[str]:
+    (state, arrays), (expected_state, expected_arrays) = read_checkpoint(one), read_checkpoint(other)
+    found = [] if arrays.keys() == expected_arrays.keys() else [f"{one}: files {sorted(arrays)}"]
+    for key in ("iteration", "best", "best_reports", "stale_intervals", "lr_scheduler", "log_losses"):
+        if state[key] != expected_state[key]:
+            found.append(f"{one}: {key} {state[key]} {expected_state[key]}")
+    for file, content in expected_arrays.items():
+        for name, array in content.items():
+            if array.tobytes() != arrays[file][name].tobytes():
+                found.append(f"{one}: {file} {name}")
     return found
+
+
+def different_logs(out: Path, expected: Path) -> list[str]:
+    found = [] if records(out) == records(expected) else ["VisualDL records"]
+    return found if log_lines(out) == log_lines(expected) else [*found, "train.log"]
 
 
 def lost(out: Path) -> list[str]:
