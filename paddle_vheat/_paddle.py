@@ -3,9 +3,6 @@
 On import, Paddle 3 warns that the compiler cache ``ccache`` is missing, which matters only to people who
 compile custom operators, and advises against more than one OMP thread, which is about its OpenBLAS builds (the
 wheels use MKL). They would be the first two things that every user of this package sees.
-
-Paddle 2.6's library offers the zlib that it contains to whatever is loaded after it, and OpenCV and Pillow then crash
-or fail on PNG files; not so if the system's is loaded first, which ``import zlib`` does.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ import contextlib
 import io
 import sys
 import warnings
-import zlib  # noqa: F401  before Paddle: see above
 from typing import Any
 
 _KNOWN = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS WISELY")
