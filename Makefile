@@ -1,11 +1,13 @@
 # make demo      the main job on embedded data       make test      the tests
 # make demo-cls  classification of digits            make test-all  the slow ones too
-# make check     ruff and mypy
+# make check     ruff and mypy             make test-matrix  the tests on every Paddle that is supported
 PYTHON ?= python3.11
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
+# Besides these, the tests run on the Paddle that requirements.txt pins: `make test`.
+OTHER_PADDLES := 2.6.2 3.3.1
 
-.PHONY: demo demo-cls test test-all test-numpy2 test-clas check format clean
+.PHONY: demo demo-cls test test-all test-matrix test-numpy2 test-clas check format clean
 
 demo: $(VENV)/.run
 	$(PY) tools/demo.py
@@ -19,6 +21,12 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(PY) -m pytest
+
+# The same tests on the other versions of Paddle, each in an environment of its own, the rest of it pinned alike.
+test-matrix: test $(OTHER_PADDLES:%=test-paddle-%)
+
+test-paddle-%: $(VENV)-%/.done
+	$(VENV)-$*/bin/python -m pytest -m "not slow"
 
 # The package itself (PaddleSeg apart) on NumPy 2, laid over the same environment.
 test-numpy2: $(VENV)/.dev build/numpy2/.done
@@ -38,7 +46,7 @@ format: $(VENV)/.dev
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-clas build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-clas $(OTHER_PADDLES:%=$(VENV)-%) build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +58,14 @@ $(VENV)/.run: requirements.txt pyproject.toml | $(PY)
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-dev.txt
+	touch $@
+
+$(OTHER_PADDLES:%=$(VENV)-%/.done): $(VENV)-%/.done: requirements.txt requirements-dev.txt requirements-matrix.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-$*
+	sed 's/^paddlepaddle==.*/paddlepaddle==$*/' requirements.txt > $(VENV)-$*/requirements.txt
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r $(VENV)-$*/requirements.txt -r requirements-dev.txt -r requirements-matrix.txt
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 build/numpy2/.done: | $(PY)

@@ -6,6 +6,8 @@ the command lines can choose CPU settings which the framework reads only once, b
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["UPerNet", "VHeat", "VHeatClassifier", "__version__", "create_model", "list_models", "ops"]
+
+# Paddle 2.6's library offers the old zlib that it contains to whatever is loaded after it. OpenCV and Pillow take a
+# part of its functions and the rest from the system's zlib, and then crash or fail on PNG files; not so if the
+# system's is offered first, which it must be before anything imports Paddle.
+with contextlib.suppress(OSError):  # not Linux
+    ctypes.CDLL("libz.so.1", mode=ctypes.RTLD_GLOBAL)
 
 _HOMES = {
     "UPerNet": "paddle_vheat.models",

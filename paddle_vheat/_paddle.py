@@ -11,6 +11,7 @@ import contextlib
 import io
 import sys
 import warnings
+from typing import Any
 
 _KNOWN = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS WISELY")
 
@@ -26,4 +27,13 @@ finally:
         if not _line.startswith(_KNOWN):
             sys.stderr.write(_line)
 
-__all__ = ["F", "nn", "paddle"]
+__all__ = ["PADDLE_2", "F", "nn", "no_autocast", "paddle"]
+
+PADDLE_2 = paddle.__version__.startswith("2.")
+
+
+def no_autocast() -> Any:
+    """A context without automatic mixed precision. Paddle 2.6 has none in a static graph, and refuses there."""
+    if PADDLE_2 and not paddle.in_dynamic_mode():
+        return contextlib.nullcontext()
+    return paddle.amp.auto_cast(enable=False)

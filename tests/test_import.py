@@ -64,6 +64,7 @@ def test_what_paddle_says_otherwise_is_not_lost():
         "        if module.__name__ == 'paddle':\n"
         "            print('WARNING: OMP_NUM_THREADS set to 2', file=sys.stderr)\n"
         "            print('the driver is too old', file=sys.stderr)\n"
+        "            module.__version__ = '3.2.2'\n"
         "sys.meta_path.insert(0, Finder())\n"
         "import contextlib, io\n"
         "said = io.StringIO()\n"

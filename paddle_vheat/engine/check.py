@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from paddle_vheat._paddle import nn, paddle
-from paddle_vheat.engine.checkpoint import newest_checkpoint, read_checkpoint
+from paddle_vheat.engine.checkpoint import read_checkpoint, read_newest
 from paddle_vheat.engine.data import load_batches, sample_files
 from paddle_vheat.engine.finite import restore, untrained_state
 from paddle_vheat.weights.loading import fitted_values, write_atomically
@@ -205,9 +205,11 @@ def check_resume(save_dir: str | Path, where: str, model: nn.Layer) -> None:
     """Raise if the checkpoint to resume from cannot be read or is of another model."""
     folder: Path | None = Path(where)
     if where == "auto":
-        folder, _ = newest_checkpoint(save_dir)
+        folder, content, _ = read_newest(save_dir)
+    else:
+        content = read_checkpoint(where)
     if folder is not None:
-        _, arrays = read_checkpoint(folder)
+        _, arrays = content
         if "model.pdparams" in arrays:
             fitted_values(model, arrays["model.pdparams"], str(folder / "model.pdparams"))
 

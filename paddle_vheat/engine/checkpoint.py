@@ -3,16 +3,22 @@
 A checkpoint is a folder ``iter_N`` in PaddleSeg's layout: ``model.pdparams``, ``model.pdopt``, with EMA
 ``ema_model.pdparams``, and ``state.json``. It is written under a temporary name and renamed when everything is
 on disk; ``state.json`` holds the size and CRC-32 of every file, and the CRC-32 of itself.
+
+Temporary names start with a dot. What a killed process leaves of them is cleared away by the next run that has the
+folder to itself (:func:`sole_writer`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,12 +29,70 @@ import numpy as np
 from paddle_vheat._paddle import paddle
 from paddle_vheat.weights.safe_pickle import load_arrays
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 STATE_FILE = "state.json"
+LOCK_FILE = ".lock"
+METRICS_FILE = "metrics.json"
 _NAME = re.compile(r"iter_(\d+)")
+# What replacing and removing leave if the process is killed: mkdtemp's eight characters, or a word.
+_LEFT = re.compile(r"\.(?P<name>iter_\d+|(ema_)?best_model)\.(?P<end>[a-z0-9_]{8}|old|gone)")
+_LEFT_FILE = re.compile(r"\.vdlrecords\..+\.tmp")
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be resumed from; the message says why."""
+
+
+@contextlib.contextmanager
+def sole_writer(save_dir: Path) -> Iterator[bool]:
+    """Keep other runs from writing into a folder, and clear away what a killed one left there.
+
+    The lock is the system's, on ``save_dir/.lock``: it ends with the process, however that ends; processes that are
+    forked (loader workers) do not inherit it; and it reaches across nodes where the file system's locks do.
+
+    Yields:
+        False if the file system has no locks. Nothing is cleared away then, for it could be a live run's.
+
+    Raises:
+        CheckpointError: if another process has the folder; says which.
+    """
+    if fcntl is None:
+        yield False
+        return
+    with (save_dir / LOCK_FILE).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise CheckpointError(
+                    f"{save_dir}: another run is writing there ({file.read().strip() or 'of another node'}); "
+                    "end it, or give another --save_dir"
+                ) from error
+            locked = False
+        if locked:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            _clear_away(save_dir)
+        yield locked
+
+
+def _clear_away(save_dir: Path) -> None:
+    for path in sorted(save_dir.glob(".*")):
+        found = _LEFT.fullmatch(path.name)
+        if path.is_dir() and found is not None:
+            if found["end"] == "old" and not (save_dir / found["name"]).exists():
+                os.replace(path, save_dir / found["name"])  # killed between the two renames of replace_folder
+            else:
+                shutil.rmtree(path)
+        elif path.is_file() and _LEFT_FILE.fullmatch(path.name):
+            path.unlink()
 
 
 def _crc32(path: Path) -> int:
@@ -78,6 +142,36 @@ def replace_folder(folder: Path, write: Any) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def save_best(folder: Path, file: str, weights: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+    """Write weights as ``folder/file`` and their scores as ``folder/metrics.json``; what else is there stays.
+
+    Both are on disk before either gets its name. Killed in between, a process leaves weights without scores, never
+    with those of others.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        paddle.save(dict(weights), str(temporary / file))
+        (temporary / METRICS_FILE).write_text(json.dumps(report, indent=1), encoding="utf-8")
+        for path in temporary.iterdir():
+            _sync(path)
+        (folder / METRICS_FILE).unlink(missing_ok=True)
+        for name in (file, METRICS_FILE):
+            os.replace(temporary / name, folder / name)
+        _sync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_best(folder: Path, file: str) -> dict[str, Any] | None:
+    """The scores of the weights in ``folder``; None if they are not both there."""
+    try:
+        report = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and (folder / file).is_file() else None
 
 
 def save_checkpoint(
@@ -171,17 +265,17 @@ def list_checkpoints(save_dir: str | Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def newest_checkpoint(save_dir: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and why newer ones were passed over."""
+def read_newest(save_dir: str | Path) -> tuple[Path | None, Any, list[str]]:
+    """The newest checkpoint that is whole, what :func:`read_checkpoint` gives of it, and why newer ones were not."""
     skipped = []
     for folder in reversed(list_checkpoints(save_dir)):
         try:
-            read_checkpoint(folder)
-        except ValueError as error:
+            content = read_checkpoint(folder)
+        except (ValueError, OSError) as error:  # OSError: the disk does not give it back
             skipped.append(str(error))
             continue
-        return folder, skipped
-    return None, skipped
+        return folder, content, skipped
+    return None, None, skipped
 
 
 def prune_checkpoints(save_dir: Path, keep: int, iteration: int) -> None:
@@ -192,7 +286,10 @@ def prune_checkpoints(save_dir: Path, keep: int, iteration: int) -> None:
     if keep > 0:
         mine = [path for path in list_checkpoints(save_dir) if int(path.name[len("iter_") :]) <= iteration]
         for folder in mine[:-keep]:
-            shutil.rmtree(folder)
+            gone = folder.with_name(f".{folder.name}.gone")  # not half of it under a checkpoint's name
+            shutil.rmtree(gone, ignore_errors=True)
+            os.replace(folder, gone)
+            shutil.rmtree(gone)
 
 
 def optimizer_arrays(optimizer: Any, model: Any) -> dict[str, Any]:
@@ -224,8 +321,9 @@ def restore_optimizer(optimizer: Any, model: Any, arrays: Mapping[str, np.ndarra
     """
     parameters = dict(model.named_parameters())
     names = {name: parameter.name for name, parameter in parameters.items()}
-    # Paddle insists on a state of the scheduler, which is kept apart; an empty one changes nothing.
-    state: dict[str, Any] = {"LR_Scheduler": {}}
+    # Paddle insists on a state of the scheduler, which is kept apart: its own changes nothing.
+    scheduler = optimizer._learning_rate
+    state: dict[str, Any] = {"LR_Scheduler": scheduler.state_dict() if hasattr(scheduler, "state_dict") else {}}
     masters: dict[str, Any] = {}
     for key, array in arrays.items():
         name, _, kind = key.partition("|")
@@ -240,4 +338,7 @@ def restore_optimizer(optimizer: Any, model: Any, arrays: Mapping[str, np.ndarra
             state[f"{names[name]}_{kind}"] = paddle.to_tensor(array)
     if masters:
         state["master_weights"] = masters
-    optimizer.set_state_dict(state)
+    with warnings.catch_warnings():
+        # LinearWarmup says so of its own state, always.
+        warnings.filterwarnings("ignore", "There are some unused values in state_dict")
+        optimizer.set_state_dict(state)

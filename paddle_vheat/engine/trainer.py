@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import signal
 import sys
@@ -22,13 +21,16 @@ from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.engine.checkpoint import (
     CheckpointError,
     list_checkpoints,
-    newest_checkpoint,
     optimizer_arrays,
     prune_checkpoints,
+    read_best,
     read_checkpoint,
+    read_newest,
     restore_optimizer,
     resuming,
+    save_best,
     save_checkpoint,
+    sole_writer,
 )
 from paddle_vheat.engine.data import (
     MOST_WORKERS,
@@ -46,7 +48,13 @@ from paddle_vheat.engine.finite import (
     restore,
     untrained_state,
 )
-from paddle_vheat.weights.loading import load_state, save_weights, write_atomically
+from paddle_vheat.engine.records import continue_records
+from paddle_vheat.weights.loading import load_state
+
+# A SIGTERM so soon after the first is the same wish: launchers and job managers send several (Paddle's sends three,
+# a fifth of a second apart, and gives 30 seconds).
+REPEATED_SIGNAL_SECONDS = 3.0
+BEST_FILES = {"best_model": "model.pdparams", "ema_best_model": "ema_model.pdparams"}
 
 
 @dataclass
@@ -105,9 +113,7 @@ class Trainer:
         self.mixed = options.precision != "fp32" and self.on_gpu
         if options.precision != "fp32" and not self.on_gpu:
             self.say(f"precision {options.precision} needs a GPU: on this device the run is in fp32")
-        random.seed(options.seed)
-        np.random.seed(options.seed % 2**32)
-        paddle.seed(options.seed)
+        _seed_all(options.seed)
         self.model = task.model
         if self.on_gpu and self.ranks > 1:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -128,12 +134,14 @@ class Trainer:
         )
         self.iteration = 0
         self.best: dict[str, dict[str, float]] = {}
+        self.best_reports: dict[str, dict[str, Any]] = {}
         self.stale_intervals = 0
         self.skipped_steps = 0
         self.stop_signal: int | None = None
         self.stopping = False
         self._bar: Any = None
         self._vdl: Any = None
+        self._reset_log()
 
     # --- small things ---------------------------------------------------------------------------
 
@@ -148,8 +156,21 @@ class Trainer:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
         if self.save_dir.is_dir():
-            with (self.save_dir / "train.log").open("a", encoding="utf-8") as file:
+            path = self.save_dir / "train.log"
+            with self._writing(path), path.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    @contextlib.contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """Say what could not be written (the system's error of a full disk does not) and what there is."""
+        try:
+            yield
+        except OSError as error:
+            kept = list_checkpoints(self.save_dir)
+            raise CheckpointError(
+                f"cannot write {path}: {error.strerror or error}; "
+                + (f"the last checkpoint is {kept[-1]}" if kept else f"{self.save_dir} holds no checkpoint")
+            ) from error
 
     def autocast(self) -> Any:
         if not self.mixed:
@@ -168,11 +189,22 @@ class Trainer:
         Returns:
             "iteration" reached, "best" score per kind of weights, and "stopped": None, "signal" or "early".
         """
+        with self._writing(self.save_dir):
+            self.save_dir.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            if self.is_main:
+                with self._writing(self.save_dir):
+                    locked = stack.enter_context(sole_writer(self.save_dir))
+                if not locked:
+                    self.say(f"note: {self.save_dir} cannot be locked; nothing there keeps a second run out")
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         options = self.options
-        self.save_dir.mkdir(parents=True, exist_ok=True)
         if options.resume_model is not None:
             with resuming(options.resume_model):
                 self._resume(options.resume_model)
+            self._agree_on_the_start()
             if self.iteration == options.iters:
                 self.say(f"the run is complete ({self.iteration} of {options.iters} iterations); nothing to do")
                 return {"iteration": self.iteration, "best": self.best, "stopped": None}
@@ -186,9 +218,8 @@ class Trainer:
             # A PaddleSeg model may hold layers that its forward pass does not use.
             network = paddle.DataParallel(self.model, find_unused_parameters=True)
         if options.use_vdl and self.is_main:
-            from visualdl import LogWriter
-
-            self._vdl = LogWriter(str(self.save_dir))
+            with self._writing(self.save_dir / "vdlrecords"):
+                self._vdl = continue_records(self.save_dir, self.iteration)
         stopped = None
         with self._signals(), warnings.catch_warnings():
             # Paddle 3 says so in every training step of every BatchNorm.
@@ -245,7 +276,7 @@ class Trainer:
             dynamic_ncols=True,
             disable=None if self.is_main else True,
         )
-        self._reset_log()
+        self._restart_clock()
         while self.iteration < options.iters:
             waited = time.perf_counter()
             batches = [next(loader) for _ in range(micro)]
@@ -254,7 +285,7 @@ class Trainer:
 
     def _train_iteration(self, network: Any, batches: list[dict[str, Any]]) -> None:
         options = self.options
-        paddle.seed(derived_seed(options.seed, self.iteration, self.rank))
+        _seed_all(derived_seed(options.seed, self.iteration, self.rank))
         losses: list[Any] = []
         watched = [self.model] + ([self.task.loss_layers] if self._loss_state() else [])
         before = untrained_state(watched) if options.max_skipped_steps else []
@@ -346,6 +377,9 @@ class Trainer:
     def _reset_log(self) -> None:
         self._log_losses: list[Any] = []
         self._log_indices: list[Any] = []
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
         self._log_start = time.perf_counter()
         self._log_wait = 0.0
         self._log_images = 0
@@ -355,7 +389,8 @@ class Trainer:
         self._bar.update(1)
         self._log_losses.extend(losses)
         self._log_indices.extend(batch["index"] for batch in batches)
-        self._log_images += sum(len(batch["index"]) for batch in batches) * self.ranks
+        images = sum(len(batch["index"]) for batch in batches) * self.ranks
+        self._log_images += images
         due = self.iteration % options.log_iters == 0 or self.iteration % options.save_interval == 0
         if not due and self.iteration != options.iters and not self.stopping:
             return
@@ -371,10 +406,12 @@ class Trainer:
             files = batch_files(self.task.train_dataset, self._log_indices[max(known, 0) : max(known + micro, 0)])
             kept = f"checkpoints saved before it are kept in {self.save_dir}"
             raise not_finite(values[start : start + micro], first, rate, files, kept)
+        if not due and self.iteration != options.iters:
+            return  # about to stop between two lines: what has been added up is saved, and goes on with the run
         loss = float(np.mean(values))
         seconds = time.perf_counter() - self._log_start
         speed = self._log_images / seconds
-        remaining = (options.iters - self.iteration) * seconds / max(len(values) / micro, 1)
+        remaining = (options.iters - self.iteration) * images / speed
         self._bar.set_postfix_str(f"loss {loss:.4f}, lr {rate:.2e}, {speed:.1f} img/s", refresh=False)
         text = (
             f"[TRAIN] iter {self.iteration}/{options.iters}, loss {loss:.4f}, lr {rate:.3e}, {speed:.2f} images/s, "
@@ -393,19 +430,20 @@ class Trainer:
     # --- evaluation and checkpoints -------------------------------------------------------------
 
     def _interval(self) -> None:
-        """Evaluate, keep the best, save."""
+        """Evaluate, save, keep the best: a best model is always one that a checkpoint knows of."""
         self._synchronise()
         self._check_weights()
         if self.options.do_eval:
-            improved = self._evaluate("best_model", "model.pdparams", "Evaluate")
+            improved = self._evaluate("best_model", "Evaluate")
             if self.ema is not None:
                 with self.ema.applied():
-                    improved = self._evaluate("ema_best_model", "ema_model.pdparams", "Evaluate/Ema_") or improved
+                    improved = self._evaluate("ema_best_model", "Evaluate/Ema_") or improved
             self.stale_intervals = 0 if improved else self.stale_intervals + 1
         self._save()
+        self._save_best()
         self._reset_log()
 
-    def _evaluate(self, folder: str, file: str, tag: str) -> bool:
+    def _evaluate(self, folder: str, tag: str) -> bool:
         result = self.task.evaluate(
             self.model,
             num_workers=self.options.num_workers,
@@ -420,8 +458,7 @@ class Trainer:
         improved = score > best["score"]
         if improved:
             self.best[folder] = best = {"score": score, "iteration": self.iteration}
-            if self.is_main:
-                self._save_best(folder, file, result["report"])
+            self.best_reports[folder] = {"iteration": self.iteration, **result["report"]}
         self.say(
             f"[EVAL] iter {self.iteration}, {folder.replace('_best_model', '').replace('best_model', 'model')}: "
             f"{name} {100 * score:.2f} on {result['images']} images; best {100 * best['score']:.2f} "
@@ -432,12 +469,16 @@ class Trainer:
                 self._vdl.add_image(f"Prediction/{i}", picture, self.iteration)
         return improved
 
-    def _save_best(self, folder: str, file: str, report: dict[str, Any]) -> None:
-        save_weights(self.model, self.save_dir / folder / file)
-        text = json.dumps({"iteration": self.iteration, **report}, indent=1)
-        write_atomically(
-            self.save_dir / folder / "metrics.json", lambda path: Path(path).write_text(text, encoding="utf-8")
-        )
+    def _save_best(self, unless_there: bool = False) -> None:
+        """Keep the weights as they are now, where they are the best."""
+        weights = {"best_model": self.model, "ema_best_model": self.ema}
+        for name, report in self.best_reports.items():
+            folder, file, of = self.save_dir / name, BEST_FILES[name], weights[name]
+            if not self.is_main or of is None or report["iteration"] != self.iteration:
+                continue
+            if not (unless_there and read_best(folder, file) == report):
+                with self._writing(folder):
+                    save_best(folder, file, of.state_dict(), report)
 
     def _synchronise(self) -> None:
         """Give every process what is not trained of process 0, which is what is saved.
@@ -471,6 +512,8 @@ class Trainer:
             arrays["loss.pdparams"] = self._loss_state()
         state = {
             "best": self.best,
+            "best_reports": self.best_reports,
+            "log_losses": [(float(loss), {k: float(v) for k, v in parts.items()}) for loss, parts in self._log_losses],
             "stale_intervals": self.stale_intervals,
             "skipped_steps": self.skipped_steps,
             "optimizer": type(self.optimizer).__name__,
@@ -485,8 +528,11 @@ class Trainer:
                 "python": sys.version.split()[0],
             },
         }
-        folder = save_checkpoint(self.save_dir, self.iteration, arrays, state)
-        prune_checkpoints(self.save_dir, self.options.keep_checkpoint_max, self.iteration)
+        if self._vdl is not None:
+            self._vdl.flush()  # records up to a checkpoint outlive a kill as well
+        with self._writing(self.save_dir / f"iter_{self.iteration}"):
+            folder = save_checkpoint(self.save_dir, self.iteration, arrays, state)
+            prune_checkpoints(self.save_dir, self.options.keep_checkpoint_max, self.iteration)
         self.say(f"saved {folder}")
 
     def _loss_state(self) -> dict[str, Any]:
@@ -494,16 +540,17 @@ class Trainer:
         return self.task.loss_layers.state_dict() if hasattr(self.task, "loss_layers") else {}
 
     def _resume(self, where: str) -> None:
-        folder: Path | None = Path(where)
         if where == "auto":
-            folder, skipped = newest_checkpoint(self.save_dir)
+            folder, content, skipped = read_newest(self.save_dir)
             for reason in skipped:
                 self.say(f"passed over: {reason}")
             if folder is None:
                 self.say(f"nothing to resume in {self.save_dir}: starting from the beginning")
                 return
-        assert folder is not None
-        state, arrays = read_checkpoint(folder)
+        else:
+            folder = Path(where)
+            content = read_checkpoint(folder)
+        state, arrays = content
         kind = type(self.optimizer).__name__
         if state.get("optimizer", kind) != kind:
             raise CheckpointError(f"{folder}: was saved with {state['optimizer']}, and this run is with {kind}")
@@ -534,21 +581,42 @@ class Trainer:
             self.say(f"note: the seed was {state['options']['seed']} and is now {self.options.seed}")
         self.iteration = state["iteration"]
         self.best = state["best"]
+        self.best_reports = state.get("best_reports", {})
         self.stale_intervals = state["stale_intervals"]
         self.skipped_steps = state.get("skipped_steps", 0)
+        self._log_losses = [tuple(entry) for entry in state.get("log_losses", [])]
+        if self.is_main:  # what a process that was killed after its checkpoint did not come to
+            self._save_best(unless_there=True)
+            prune_checkpoints(self.save_dir, self.options.keep_checkpoint_max, self.iteration)
         self.say(f"resumed {folder} at iteration {self.iteration}")
+
+    def _agree_on_the_start(self) -> None:
+        """Raise if the processes of a run have not resumed the same checkpoint, or only some have one."""
+        if self.ranks == 1:
+            return
+        found: list[Any] = []
+        paddle.distributed.all_gather(found, paddle.to_tensor([self.iteration]))
+        iterations = [int(one) for one in found]
+        if len(set(iterations)) > 1:
+            raise CheckpointError(
+                f"the processes start at different iterations {iterations} (in the order of their ranks): --save_dir "
+                f"{self.save_dir} must be one folder that all of them see"
+            )
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """On SIGTERM or Ctrl-C finish the iteration, save and stop; a second Ctrl-C stops at once.
+        """On SIGTERM or Ctrl-C finish the iteration, save and stop; on a second one stop at once.
 
-        A second SIGTERM does not: launchers and job managers send several, and SIGKILL if they mean it.
+        A SIGTERM within :data:`REPEATED_SIGNAL_SECONDS` of the first signal is no second one.
         """
+        first: list[float] = []
 
         def remember(number: int, frame: Any) -> None:
-            if self.stop_signal is not None and number == signal.SIGINT:
+            now = time.monotonic()
+            if first and (number == signal.SIGINT or now - first[0] > REPEATED_SIGNAL_SECONDS):
                 raise KeyboardInterrupt
-            self.stop_signal = number
+            first.append(now)
+            self.stop_signal = self.stop_signal or number
 
         previous = {}
         with contextlib.suppress(ValueError):  # not the main thread
@@ -559,6 +627,13 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _seed_all(seed: int) -> None:
+    """Seed Paddle, and Python and NumPy for components that draw from them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    paddle.seed(seed)
 
 
 def _unset_clip(optimizer: Any) -> None:

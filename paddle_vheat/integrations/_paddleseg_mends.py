@@ -15,6 +15,7 @@ import importlib
 import inspect
 import os
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,7 @@ from paddle_vheat.integrations._paddleseg_losses import (
     _relax_boundary,
     _rmi,
     _try_loss,
+    _try_relax_boundary,
 )
 
 
@@ -52,8 +54,8 @@ class Mend:
     where: str  # "module:Class.attribute"
     wrong: str
     probe: Callable[[Any], object]  # gets what holds the attribute (class or module); raises if broken
-    symptom: type[Exception]
-    message: str  # part of the symptom's text; whatever else a probe raises is no known fault
+    symptom: type[Exception] | tuple[type[Exception], ...]
+    message: str  # pattern of the symptom's text; whatever else a probe raises is no known fault
     mend: Callable[[Any], Callable[..., Any]]  # original -> replacement
     original: Any = None
     replacement: Any = None
@@ -76,7 +78,7 @@ class Mend:
         try:
             self.probe(owner)
         except Exception as error:
-            if isinstance(error, self.symptom) and self.message in str(error):
+            if isinstance(error, self.symptom) and re.search(self.message, str(error)):
                 return True
             raise RuntimeError(f"probing PaddleSeg for {self.name!r} met an unknown fault") from error
         return False
@@ -283,10 +285,15 @@ def _try_read(compose: Any) -> None:
 
 
 def _loss(where: str, probe: Callable[[Any], object], mend: Callable[[Any], Callable[..., Any]]) -> Mend:
-    """An entry for a loss that mixes integer or boolean tensors with floating-point ones."""
+    """An entry for a loss that mixes integer or boolean tensors with floating-point ones.
+
+    Paddle 3 refuses to. Paddle 2.6 does as the first of the two is, which makes some of them one-hot encode a label
+    that is no class, or compute a wrong value.
+    """
     name = where.split(":")[1].split(".")[0]
     where = "paddleseg.models.losses." + where
-    return Mend(name, where, "mixes types", probe, TypeError, "different data type", mend)
+    known = "different data type|Illegal index value"
+    return Mend(name, where, "mixes types", probe, (TypeError, ValueError), known, mend)
 
 
 _WEIGHT = {"weight": [1.0, 1.0]}
@@ -295,12 +302,12 @@ MENDS: tuple[Mend, ...] = (
     # DistillCrossEntropyLoss inherits the next one, MixedLoss is mostly made of it.
     _loss(
         "cross_entropy_loss:CrossEntropyLoss._post_process_loss",
-        _try_loss(_logit, {}, _WEIGHT),
+        _try_loss(_logit, {}, _WEIGHT, {**_WEIGHT, "avg_non_ignore": False}),
         lambda _: _cross_entropy,
     ),
     _loss(
         "point_cross_entropy_loss:PointCrossEntropyLoss.forward",
-        _try_loss(_logit_and_points, {}),
+        _try_loss(_logit_and_points, {}, _WEIGHT),
         lambda _: _point_cross_entropy,
     ),
     # These two break only when a batch has more than min_kept labelled pixels.
@@ -318,7 +325,7 @@ MENDS: tuple[Mend, ...] = (
     _loss("gscnn_dual_task_loss:DualTaskLoss.forward", _try_loss(_logit, {}), lambda _: _dual_task),
     _loss(
         "decoupledsegnet_relax_boundary_loss:RelaxBoundaryLoss.relax_onehot",
-        _try_loss(_logit, {}),
+        _try_relax_boundary,
         _relax_boundary,
     ),
     Mend(

@@ -117,7 +117,9 @@ def sample_anchors(pixels: GroupedPixels, num_classes: int, max_samples: int, ma
     takes_part = (hard + easy > max_views).astype("int64")
     passed = paddle.cumsum(takes_part)  # how many pairs take part up to here
     pairs = passed[-1:]
-    views = paddle.clip(max_samples // paddle.clip(pairs, min=1), min=1, max=max_views)
+    # Paddle 2.6 does not divide a number by a tensor without remainder.
+    most = paddle.full_like(pairs, max_samples) // paddle.clip(pairs, min=1)
+    views = paddle.clip(most, min=1, max=max_views)
     kept_hard = paddle.minimum(paddle.maximum(views // 2, views - easy), hard)
 
     slot = paddle.arange(max(max_samples, counts.shape[0]))

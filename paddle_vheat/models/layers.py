@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat._paddle import PADDLE_2, F, nn, paddle
 from paddle_vheat.ops.dct import known_size, size_of
 
 Tensor = Any
@@ -31,9 +31,17 @@ class DropPath(nn.Layer):
         return f"rate={self.rate}"
 
 
+def published_normal() -> Any:
+    """Initializer: normal of std 0.02, cut at -2 and 2 as in the published code.
+
+    Paddle 2.6 cuts at two deviations instead, which would make it narrower; a plain normal never comes near +-2.
+    """
+    return nn.initializer.Normal(std=0.02) if PADDLE_2 else nn.initializer.TruncatedNormal(std=0.02)
+
+
 def init_linear(layer: nn.Linear) -> None:
     """Truncated normal (std 0.02) weight, zero bias."""
-    nn.initializer.TruncatedNormal(std=0.02)(layer.weight)
+    published_normal()(layer.weight)
     if layer.bias is not None:
         nn.initializer.Constant(0.0)(layer.bias)
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paddle_vheat._paddle import F, nn, paddle
-from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform
+from paddle_vheat._paddle import PADDLE_2, F, nn, no_autocast, paddle
+from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform, published_normal
 from paddle_vheat.ops import HeatConduction2D, resize_bicubic
 from paddle_vheat.ops.dct import known_size, size_of
 
@@ -176,9 +176,7 @@ class Stage(nn.Layer):
     ) -> None:
         super().__init__()
         # (H, W, C), one value per mode and channel, for the resolution that the model is made for.
-        self.frequency_embedding: Any = self.create_parameter(
-            [*size, channels], default_initializer=nn.initializer.TruncatedNormal(std=0.02)
-        )
+        self.frequency_embedding: Any = self.create_parameter([*size, channels], default_initializer=published_normal())
         self.blocks = nn.LayerList([Block(channels, rate, post_norm, layer_scale) for rate in drop_paths])
         self.downsample = Downsample(channels) if downsample else None
         self.recompute = False
@@ -189,13 +187,15 @@ class Stage(nn.Layer):
         if embedding is None:  # folded
             return None
         # Under AMP too in the embedding's own precision, as what is made of it.
-        with paddle.amp.auto_cast(enable=False):
+        with no_autocast():
             return resize_bicubic(embedding, size_of(x, 1), size_of(x, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         embedding = self.embedding_for(x)
+        # Paddle 2.6 cannot recompute in a static graph.
+        recompute = self.recompute and self.training and (paddle.in_dynamic_mode() or not PADDLE_2)
         for block in self.blocks:
-            if self.recompute and self.training and not x.stop_gradient:
+            if recompute and not x.stop_gradient:
                 x = paddle.distributed.fleet.utils.recompute(block, x, embedding)
             else:
                 x = block(x, embedding)

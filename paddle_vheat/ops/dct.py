@@ -65,6 +65,28 @@ def _basis_graph(n: Tensor | int, dtype: str) -> Tensor:
     return (scale * paddle.cos(phase.astype(working) * quarter_turn / size)).astype(dtype)
 
 
+# Paddle 2.6's to_static takes the global for a local variable of the rewritten function.
+@paddle.jit.not_to_static
+def _cached_basis(n: int, name: str) -> Tensor:
+    key = (n, name, str(paddle.framework._current_expected_place()))
+    with _cache_lock:
+        basis = _cache.get(key)
+        if basis is None:
+            # The cast goes through float32 because NumPy has no bfloat16.
+            values = _basis_numpy(n)
+            if name == "float64":
+                basis = paddle.to_tensor(values, dtype="float64")
+            else:
+                basis = paddle.to_tensor(values.astype(np.float32)).astype(name)
+            basis.stop_gradient = True
+            _cache[key] = basis
+            while len(_cache) > CACHE_LIMIT:
+                _cache.popitem(last=False)
+        else:
+            _cache.move_to_end(key)
+    return basis
+
+
 def cosine_basis(n: int | Tensor, dtype: Any = "float32") -> Tensor:
     """The orthonormal DCT-II matrix.
 
@@ -94,23 +116,7 @@ def cosine_basis(n: int | Tensor, dtype: Any = "float32") -> Tensor:
             raise ValueError(f"cosine_basis: the number of samples must be at least 1, got {n}")
     if not dynamic:
         return _basis_graph(n, name)
-    key = (n, name, str(paddle.framework._current_expected_place()))
-    with _cache_lock:
-        basis = _cache.get(key)
-        if basis is None:
-            # The cast goes through float32 because NumPy has no bfloat16.
-            values = _basis_numpy(n)
-            if name == "float64":
-                basis = paddle.to_tensor(values, dtype="float64")
-            else:
-                basis = paddle.to_tensor(values.astype(np.float32)).astype(name)
-            basis.stop_gradient = True
-            _cache[key] = basis
-            while len(_cache) > CACHE_LIMIT:
-                _cache.popitem(last=False)
-        else:
-            _cache.move_to_end(key)
-    return basis
+    return _cached_basis(n, name)
 
 
 def known_size(x: Tensor, axis: int) -> int | None:

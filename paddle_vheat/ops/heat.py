@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat._paddle import F, nn, no_autocast, paddle
 from paddle_vheat.ops.dct import cosine_basis, is_empty, known_size, size_of
 
 Tensor = Any
@@ -43,7 +43,7 @@ def heat_decay(thermal_diffusivity: Tensor) -> Tensor:
         Tensor (H, W, C), float32 or float64, values in [0, 1].
     """
     k = thermal_diffusivity
-    with paddle.amp.auto_cast(enable=False):
+    with no_autocast():
         if k.dtype != paddle.float64:
             k = k.astype("float32")
         return paddle.exp(-k * squared_frequencies(size_of(k, 0), size_of(k, 1), k.dtype))
@@ -118,7 +118,7 @@ def conduct_heat(heat: Tensor, decay: Tensor) -> Tensor:
     else:
         # In half precision, the products of the decay's gradient (mode times gradient of the mode) would overflow.
         wide = paddle.float64 if paddle.float64 in (modes.dtype, decay.dtype) else paddle.float32
-        with paddle.amp.auto_cast(enable=False):
+        with no_autocast():
             damped = (modes.astype(wide) * decay.astype(wide)).astype(modes.dtype)
     return _transform(damped, inverse=True)
 
@@ -149,7 +149,7 @@ class HeatConduction2D(nn.Layer):
     def decay(self, frequency_embedding: Tensor) -> Tensor:
         """Decay of every mode, float32 (H, W, C), from the frequency embedding (H, W, C) of the stage."""
         # Under AMP the product would overflow half precision long before the exponential forgives it.
-        with paddle.amp.auto_cast(enable=False):
+        with no_autocast():
             working = "float64" if frequency_embedding.dtype == paddle.float64 else "float32"
             k = F.linear(
                 frequency_embedding.astype(working),

@@ -15,10 +15,10 @@ from paddle_vheat.engine import checkpoint
 from paddle_vheat.engine.checkpoint import (
     CheckpointError,
     list_checkpoints,
-    newest_checkpoint,
     optimizer_arrays,
     prune_checkpoints,
     read_checkpoint,
+    read_newest,
     replace_folder,
     restore_optimizer,
     save_checkpoint,
@@ -109,7 +109,7 @@ def test_what_a_killed_process_leaves_is_no_checkpoint(tmp_path):
     (tmp_path / "iter_x").mkdir()
     (tmp_path / "iter_11").write_text("a file", encoding="utf-8")
     assert list_checkpoints(tmp_path) == [tmp_path / "iter_5"]
-    assert newest_checkpoint(tmp_path) == (tmp_path / "iter_5", [])
+    assert read_newest(tmp_path)[::2] == (tmp_path / "iter_5", [])
     prune_checkpoints(tmp_path, 1, 20)
     assert names(tmp_path) == [".iter_10.abcdef", "iter_11", "iter_5", "iter_x"]
 
@@ -181,22 +181,24 @@ def test_newest_passes_over_damaged_ones(tmp_path):
     for iteration in (5, 10, 100, 20):
         save(tmp_path, iteration)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["iter_5", "iter_10", "iter_20", "iter_100"]
-    assert newest_checkpoint(tmp_path) == (tmp_path / "iter_100", [])
+    assert read_newest(tmp_path)[::2] == (tmp_path / "iter_100", [])
     damage(tmp_path / "iter_100" / "model.pdopt", "bit")
     damage(tmp_path / "iter_20" / "state.json", "missing")
-    folder, skipped = newest_checkpoint(tmp_path)
+    folder, (state, arrays), skipped = read_newest(tmp_path)
     assert folder == tmp_path / "iter_10"
+    assert state["iteration"] == 10
+    assert sorted(arrays) == ["model.pdopt", "model.pdparams"]
     assert len(skipped) == 2
     assert "iter_100" in skipped[0]
     assert "iter_20" in skipped[1]
 
 
 def test_newest_of_nothing(tmp_path):
-    assert newest_checkpoint(tmp_path) == (None, [])
-    assert newest_checkpoint(tmp_path / "absent") == (None, [])
+    assert read_newest(tmp_path) == (None, None, [])
+    assert read_newest(tmp_path / "absent") == (None, None, [])
     damage(save(tmp_path, 5) / "model.pdparams", "truncated")
-    folder, skipped = newest_checkpoint(tmp_path)
-    assert folder is None
+    folder, content, skipped = read_newest(tmp_path)
+    assert (folder, content) == (None, None)
     assert len(skipped) == 1
 
 

@@ -137,7 +137,7 @@ for step in range(2):
     labels = paddle.full([2, 2, 3], 1 if rank or step else 0, dtype="int64")
     bank.enqueue(embedding, labels)
 queue = bank.segment_queue
-ratio = (queue[:, :, 1] / paddle.clip(queue[:, :, 0], min=1e-9)).round(4)
+ratio = (queue[:, :, 1] / paddle.clip(queue[:, :, 0], min=1e-9)).numpy().round(4)
 found = {"ratio": ratio.tolist(), "count": bank.segment_count.tolist(), "pointer": bank.segment_pointer.tolist()}
 with open(f"{sys.argv[1]}.{rank}", "w") as file:
     json.dump(found, file)
@@ -174,6 +174,8 @@ def test_exports_have_no_projection_head(cityscapes, tmp_path, shape):
     assert sizes[0] == sizes[1]
     assert sum(value.size for value in state.values()) * 4 > sizes[0]
     for path in (tmp_path / "contrast").iterdir():
+        if path.suffix == ".info":  # where Paddle 2.6 lists the names of the layer's parameters, used or not
+            continue
         assert b"proj_head" not in path.read_bytes()
 
 

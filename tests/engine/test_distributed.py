@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
-from paddle_vheat.engine.checkpoint import list_checkpoints, read_checkpoint
+from paddle_vheat.engine.checkpoint import list_checkpoints, read_checkpoint, read_newest
 from paddle_vheat.engine.trainer import Trainer, TrainOptions
 from paddle_vheat.weights.loading import load_weights, read_weights
 from tests.engine import tiny
@@ -37,6 +38,7 @@ from paddle_vheat.engine.trainer import Trainer, TrainOptions
 
 config, options, report = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
 rank = paddle.distributed.get_rank()
+options["save_dir"] = options["save_dir"].replace("RANK", str(rank))
 written = []
 
 
@@ -115,9 +117,10 @@ def config(cityscapes, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(config, tmp_path_factory):
-    """Four iterations on two processes, with evaluation and EMA."""
+    """Twenty iterations on two processes, with evaluation and EMA."""
     folder = tmp_path_factory.mktemp("two")
-    return folder, train_on_two(folder, config, iters=4, batch_size=1, do_eval=True, use_ema=True)
+    options = {"iters": 20, "batch_size": 1, "save_interval": 10, "do_eval": True, "use_ema": True}
+    return folder, train_on_two(folder, config, **options)
 
 
 def test_processes_end_with_equal_weights(two):
@@ -126,25 +129,26 @@ def test_processes_end_with_equal_weights(two):
     assert first["model"] == second["model"]
     assert first["ema"] == second["ema"]
     assert first["result"] == second["result"]
-    assert first["result"]["iteration"] == 4
+    assert first["result"]["iteration"] == 20
 
 
 def test_each_process_saw_its_own_share(two):
     """Together what one process with both batches would have seen."""
     first, second = (report["seen"] for report in two[1])
-    order = np.random.default_rng([42, 0]).permutation(tiny.TRAIN_SCENES).tolist()
-    order += np.random.default_rng([42, 1]).permutation(tiny.TRAIN_SCENES).tolist()
-    assert first == order[0:8:2]
-    assert second == order[1:8:2]
+    epochs = -(-40 // tiny.TRAIN_SCENES)
+    orders = [np.random.default_rng([42, epoch]).permutation(tiny.TRAIN_SCENES) for epoch in range(epochs)]
+    order = np.concatenate(orders).tolist()
+    assert first == order[0:40:2]
+    assert second == order[1:40:2]
 
 
 def test_only_the_first_process_writes(two):
     folder, (first, second) = two
     assert second["written"] == []
     assert any("model.pdparams" in path for path in first["written"])
-    assert [path.name for path in list_checkpoints(folder / "out")] == ["iter_2", "iter_4"]
+    assert [path.name for path in list_checkpoints(folder / "out")] == ["iter_10", "iter_20"]
     log = (folder / "out" / "train.log").read_text(encoding="utf-8")
-    assert log.count("[TRAIN] iter 3/4") == 1
+    assert log.count("[TRAIN] iter 3/20") == 1
 
 
 def test_evaluation_shared_out_equals_one_process(two, config, cityscapes):
@@ -163,7 +167,7 @@ def test_the_saved_weights_are_those_of_the_processes(two):
     import hashlib
 
     folder, (first, _) = two
-    _, arrays = read_checkpoint(folder / "out" / "iter_4")
+    _, arrays = read_checkpoint(folder / "out" / "iter_20")
     sums = {n: hashlib.sha256(v.tobytes()).hexdigest() for n, v in arrays["model.pdparams"].items()}
     assert sums == first["model"]["sums"]
 
@@ -172,13 +176,30 @@ def test_resume_on_two_processes(two, config, tmp_path):
     """Stopped and continued equals straight, bit for bit, here as well."""
     folder, straight = two
     (tmp_path / "out").mkdir()
-    tiny.copy_tree(folder / "out" / "iter_2", tmp_path / "out" / "iter_2")
-    options = {"iters": 4, "batch_size": 1, "do_eval": True, "use_ema": True, "resume_model": "auto"}
-    resumed = train_on_two(tmp_path, config, **options)
+    tiny.copy_tree(folder / "out" / "iter_10", tmp_path / "out" / "iter_10")
+    options = {"iters": 20, "batch_size": 1, "save_interval": 10, "do_eval": True, "use_ema": True}
+    resumed = train_on_two(tmp_path, config, **options, resume_model="auto")
     for ours, theirs in zip(resumed, straight):
         assert ours["model"] == theirs["model"]
         assert ours["ema"] == theirs["ema"]
         assert ours["result"] == theirs["result"]
+
+
+def test_a_folder_that_only_one_process_sees(two, config, tmp_path):
+    """Such as one on each node's own disk: all would go on, each from elsewhere."""
+    tiny.copy_tree(two[0] / "out" / "iter_10", tmp_path / "out0" / "iter_10")
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    options = {"save_dir": str(tmp_path / "outRANK"), "iters": 20, "batch_size": 1, "resume_model": "auto"}
+    command = [tmp_path / "script.py", config, json.dumps({**options, "use_ema": True}), tmp_path / "report"]
+    process = launch(tmp_path, command)
+    try:
+        process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    logs = [path.read_text() for path in sorted((tmp_path / "launch_log").glob("workerlog.*"))]
+    assert any("the processes start at different iterations [10, 0]" in log for log in logs)
+    assert not (tmp_path / "out1" / "train.log").exists()
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -238,3 +259,34 @@ def test_a_signal_stops_both_at_the_same_iteration(config, tmp_path):
     assert state["iteration"] % 2 == 0
     assert f"SIGTERM: saved at iteration {state['iteration']}" in "".join(logs)
     assert all("Traceback" not in text for text in logs)
+
+
+def test_a_process_that_dies_ends_the_job(config, tmp_path):
+    """Either process: an error, a whole checkpoint, and a job that goes on from it."""
+    out, saved = tmp_path / "out", 0
+    options = ["--iters", 100000, "--batch_size", 1, "--log_iters", 5, "--save_interval", 5, "--save_dir", out]
+    command = ["train.py", "--config", config, "--device", "cpu", *options, "--resume_model", "auto"]
+    for rank in ("1", "0"):
+        process = launch(tmp_path, command)
+        try:
+            end = time.monotonic() + 120
+            log = out / "train.log"
+            while not (log.is_file() and f"saved {out / f'iter_{saved + 10}'}" in log.read_text(encoding="utf-8")):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            workers = {w.environ().get("PADDLE_TRAINER_ID"): w for w in psutil.Process(process.pid).children()}
+            workers[rank].kill()
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode not in (0, None)
+        assert "Container failed" in said
+        assert psutil.wait_procs(workers.values(), timeout=10)[1] == []
+        _, (state, _), skipped = read_newest(out)
+        assert skipped == []
+        assert saved + 10 <= state["iteration"]
+        saved = state["iteration"]
+        text = log.read_text(encoding="utf-8")
+        assert ("resumed" in text) == (rank == "0")
+        assert "passed over" not in text

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import paddle_vheat
-from paddle_vheat._paddle import paddle
+from paddle_vheat._paddle import PADDLE_2, paddle
 from paddle_vheat.models import VHeat, VHeatClassifier
 from paddle_vheat.weights import LoadReport, load_weights, read_weights, save_weights
 from paddle_vheat.weights.loading import load_state, write_atomically
@@ -74,8 +74,8 @@ def test_other_precisions_are_converted(tmp_path, dtype, tolerance):
     paddle.save(content, str(tmp_path / "x.pdparams"))
     load_weights(target, tmp_path / "x.pdparams")
     for name, value in arrays(target).items():
-        # half a unit in the last of the 11 or 8 bits that the format has
-        assert relative_error(value, arrays(source)[name]) <= tolerance, name
+        # half a unit in the last of the 11 or 8 bits that the format has; Paddle 2.6 does not round but cut
+        assert relative_error(value, arrays(source)[name]) <= tolerance * (1 + PADDLE_2), name
 
 
 def test_into_a_bfloat16_and_a_float64_model(tmp_path):
@@ -128,7 +128,7 @@ def test_half_precision_embeddings_are_resized_as_numbers(tmp_path):
     load_state(plain, arrays(source), "x")
     ours, theirs = (m.backbone.stages[0].frequency_embedding.numpy() for m in (target, plain))
     # bfloat16 rounds by 2^-9 of each value; the weights of the kernel add up to 1.6 in magnitude, squared
-    assert relative_error(ours, theirs) < 2.6 * 2**-9
+    assert relative_error(ours, theirs) < 2.6 * 2**-9 * (1 + PADDLE_2)
 
 
 def test_fresh_and_unused_prefixes():
