@@ -14,29 +14,32 @@ from tests.models.plain_port import PlainVHeat, published_layout
 
 
 class _Port(PlainVHeat):
-    """With the decay of every block computed once, where it is a constant (``folded``)."""
+    """With the decay of every block a constant, once ``constants`` is filled."""
 
-    def __init__(self, state: dict[str, Any], folded: bool) -> None:
+    def __init__(self, state: dict[str, Any]) -> None:
         super().__init__(state, "float32")
-        self.folded = folded
         self.constants: dict[str, Any] = {}
+        self.folding = False
 
     def decay(self, name: str, embedding: Any, height: int, width: int) -> Any:
-        if not self.folded:
-            return super().decay(name, embedding, height, width)
-        if name not in self.constants:
-            with paddle.no_grad():
-                self.constants[name] = super().decay(name, embedding, height, width).detach()
-        return self.constants[name]
+        if self.folding:
+            self.constants[name] = super().decay(name, embedding, height, width).detach()
+        return self.constants[name] if name in self.constants else super().decay(name, embedding, height, width)
 
 
 class PlainClassifier(nn.Layer):
     """The port of a :class:`paddle_vheat.models.VHeatClassifier`: equal weights, equal logits."""
 
-    def __init__(self, model: Any, folded: bool = False) -> None:
+    def __init__(self, model: Any, folded_for: int | None = None) -> None:
         super().__init__()
-        self.port = _Port(published_layout(model), folded)
+        self.port = _Port(published_layout(model))
         _register(self)
+        if folded_for is not None:
+            self.port.folding = True
+            self(paddle.zeros([1, 3, folded_for, folded_for]))
+            self.port.folding = False
+            for name, value in self.port.constants.items():
+                self.register_buffer(f"decay_{name.replace('.', '_')}", value)
 
     def forward(self, x: Any) -> Any:
         return self.port.logits(x)
@@ -45,14 +48,14 @@ class PlainClassifier(nn.Layer):
 class PlainTrunk(nn.Layer):
     """The port of a :class:`paddle_vheat.models.VHeat` with output norms, as the backbone of a decoder."""
 
-    def __init__(self, trunk: Any, folded: bool = False) -> None:
+    def __init__(self, trunk: Any) -> None:
         super().__init__()
         self.feat_channels = trunk.feat_channels
         holder = nn.Layer()
         holder.backbone = trunk
         state = published_layout(holder)
         self.norms = nn.LayerList([getattr(trunk, f"outnorm{i}") for i in range(4)])
-        self.port = _Port({name: value for name, value in state.items() if "outnorm" not in name}, folded)
+        self.port = _Port({name: value for name, value in state.items() if "outnorm" not in name})
         _register(self)
 
     def forward(self, x: Any) -> list[Any]:

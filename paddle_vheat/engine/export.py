@@ -103,7 +103,7 @@ def _check_folder(save_dir: Path) -> None:
         raise ValueError(f"{save_dir} holds {foreign[0]}, which is no part of an export; give an empty or new folder")
 
 
-def _save_program(core: Any, output_op: str, shape: Sequence[Any], folder: Path) -> None:
+def save_program(core: Any, output_op: str, shape: Sequence[Any], folder: Path) -> None:
     """Write ``model.json`` (or ``.pdmodel``) and ``model.pdiparams``."""
     wrapped = _Exported(core, output_op)
     wrapped.eval()
@@ -169,7 +169,7 @@ def export_model(
         deploy: dict[str, Any] = {}
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as temporary:
             programs = Path(temporary) if model_format == "onnx" else folder
-            _save_program(core, output_op, shape, programs)
+            save_program(core, output_op, shape, programs)
             files = programs / program_file(programs), programs / "model.pdiparams"
             if model_format != "onnx":
                 deploy.update(model=files[0].name, params=files[1].name)
