@@ -214,7 +214,10 @@ def load_pretrained(model: Any, path: str) -> None:
 
 @contextlib.contextmanager
 def strict_pretraining() -> Iterator[None]:
-    """PaddleSeg's own models and backbones load their ``pretrained`` by :func:`load_pretrained` while this lasts."""
+    """PaddleSeg's models and backbones load their ``pretrained`` by :func:`load_pretrained` while this lasts.
+
+    Those that read the file by themselves (the ViTs, CAE) are not reached.
+    """
     original = utils.load_pretrained_model
     utils.load_pretrained_model = load_pretrained
     try:

@@ -15,8 +15,10 @@ Tensor = Any
 LOG_ZERO = -1e30
 
 
-class _InfoNCE(paddle.autograd.PyLayer):
-    """Loss and gradient in one go.
+def _loss_and_gradient(
+    features: Tensor, labels: Tensor, valid: Tensor, temperature: float, base: float, bank: Any
+) -> tuple[Tensor, Tensor]:
+    """The loss, and its derivative by the features, in one go.
 
     For anchor i with similarities s (over the temperature), positives P and negatives N, with
     z = log sum_{n in N} exp(s_n):
@@ -24,74 +26,63 @@ class _InfoNCE(paddle.autograd.PyLayer):
         -log( exp(s_p) / (exp(s_p) + exp(z)) ) = softplus(z - s_p),
 
     which is finite for any similarities and 0 without negatives. The bank's part is computed class by class, so
-    that the similarities to all of it (anchors x classes x slots) never exist at once, and the gradient is
-    made in the forward pass because the bank is written to before the backward pass.
+    that the similarities to all of it (anchors x classes x slots) never exist at once; automatic differentiation
+    would keep them all, and would meet a bank that has been written to since.
     """
+    scaled = features / temperature
+    similar = paddle.matmul(scaled, features, transpose_y=True)
+    same = labels.unsqueeze(1) == labels.unsqueeze(0)
+    usable = paddle.logical_and(valid.unsqueeze(1), valid.unsqueeze(0))
+    oneself = paddle.eye(labels.shape[0]) > 0
+    positive = paddle.logical_and(paddle.logical_and(same, paddle.logical_not(oneself)), usable)
+    negative = paddle.logical_and(paddle.logical_not(same), usable)
 
-    @staticmethod
-    def forward(
-        ctx: Any, features: Tensor, labels: Tensor, valid: Tensor, temperature: float, base: float, bank: Any
-    ) -> Tensor:
-        scaled = features / temperature
-        similar = paddle.matmul(scaled, features, transpose_y=True)
-        same = labels.unsqueeze(1) == labels.unsqueeze(0)
-        usable = paddle.logical_and(valid.unsqueeze(1), valid.unsqueeze(0))
-        oneself = paddle.eye(labels.shape[0]) > 0
-        positive = paddle.logical_and(paddle.logical_and(same, paddle.logical_not(oneself)), usable)
-        negative = paddle.logical_and(paddle.logical_not(same), usable)
+    without = paddle.where(negative, similar, paddle.full_like(similar, LOG_ZERO))
+    log_negatives = paddle.logsumexp(without, axis=1, keepdim=True)
+    positives = positive.astype("float32").sum(axis=1, keepdim=True)
+    classes = bank.read(labels, valid) if bank is not None else []
+    of_class = []  # log-sum-exp of the similarities to a class, and their mean weighted by exp
+    for rows in classes:
+        to_class = paddle.matmul(scaled, rows.queue, transpose_y=True)
+        total = paddle.logsumexp(to_class, axis=1, keepdim=True)
+        mean = paddle.matmul(paddle.exp(to_class - total), rows.queue)
+        other = rows.label != labels.unsqueeze(1)
+        total = paddle.where(other, total, paddle.full_like(total, LOG_ZERO))
+        of_class.append((total, mean))
+        positives += paddle.logical_not(other).astype("float32") * rows.queue.shape[0]
+    if of_class:
+        log_negatives = paddle.logsumexp(
+            paddle.concat([log_negatives, *(total for total, _ in of_class)], axis=1), axis=1, keepdim=True
+        )
 
-        without = paddle.where(negative, similar, paddle.full_like(similar, LOG_ZERO))
-        log_negatives = paddle.logsumexp(without, axis=1, keepdim=True)
-        positives = positive.astype("float32").sum(axis=1, keepdim=True)
-        classes = bank.read(labels, valid) if bank is not None else []
-        of_class = []  # log-sum-exp of the similarities to a class, and their mean weighted by exp
-        for rows in classes:
-            to_class = paddle.matmul(scaled, rows.queue, transpose_y=True)
-            total = paddle.logsumexp(to_class, axis=1, keepdim=True)
-            mean = paddle.matmul(paddle.exp(to_class - total), rows.queue)
-            other = rows.label != labels.unsqueeze(1)
-            total = paddle.where(other, total, paddle.full_like(total, LOG_ZERO))
-            of_class.append((total, mean))
-            positives += paddle.logical_not(other).astype("float32") * rows.queue.shape[0]
-        if of_class:
-            log_negatives = paddle.logsumexp(
-                paddle.concat([log_negatives, *(total for total, _ in of_class)], axis=1), axis=1, keepdim=True
-            )
+    # An anchor without a positive has no term, and is left out of the mean.
+    counted = paddle.logical_and(valid.unsqueeze(1), positives > 0).astype("float32")
+    weight = counted / paddle.clip(positives, min=1.0) / paddle.clip(counted.sum(), min=1.0)
+    weight = weight * (temperature / base)
 
-        # An anchor without a positive has no term, and is left out of the mean.
-        counted = paddle.logical_and(valid.unsqueeze(1), positives > 0).astype("float32")
-        weight = counted / paddle.clip(positives, min=1.0) / paddle.clip(counted.sum(), min=1.0)
-        weight = weight * (temperature / base)
-
-        mask = positive.astype("float32") * weight
-        gap = log_negatives - similar
-        loss = (F.softplus(gap) * mask).sum()
-        pull = F.sigmoid(gap) * mask  # minus the derivative by the positives' similarities
-        push = pull.sum(axis=1, keepdim=True)  # the derivative by the log-sum-exp of the negatives
-        gradient = paddle.zeros_like(features)
-        for rows in classes:
-            if rows.anchors is None:
-                continue
-            to_class = paddle.matmul(paddle.gather(scaled, rows.anchors), rows.queue, transpose_y=True)
-            gap = paddle.gather(log_negatives, rows.anchors) - to_class
-            own = paddle.gather(weight, rows.anchors)
-            loss += (F.softplus(gap) * own).sum()
-            own = F.sigmoid(gap) * own
-            zeros = paddle.zeros_like(features)
-            gradient -= paddle.scatter(zeros, rows.anchors, paddle.matmul(own, rows.queue), overwrite=True)
-            push += paddle.scatter(zeros[:, :1], rows.anchors, own.sum(axis=1, keepdim=True), overwrite=True)
-        for total, mean in of_class:
-            gradient += push * paddle.exp(total - log_negatives) * mean
-        by_similarity = push * paddle.exp(without - log_negatives) * negative.astype("float32") - pull
-        # Both sides of the similarities of a batch are trained.
-        gradient += paddle.matmul(by_similarity + by_similarity.t(), features)
-        ctx.save_for_backward(gradient / temperature)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Tensor:
-        (gradient,) = ctx.saved_tensor()
-        return upstream * gradient
+    mask = positive.astype("float32") * weight
+    gap = log_negatives - similar
+    loss = (F.softplus(gap) * mask).sum()
+    pull = F.sigmoid(gap) * mask  # minus the derivative by the positives' similarities
+    push = pull.sum(axis=1, keepdim=True)  # the derivative by the log-sum-exp of the negatives
+    gradient = paddle.zeros_like(features)
+    for rows in classes:
+        if rows.anchors is None:
+            continue
+        to_class = paddle.matmul(paddle.gather(scaled, rows.anchors), rows.queue, transpose_y=True)
+        gap = paddle.gather(log_negatives, rows.anchors) - to_class
+        own = paddle.gather(weight, rows.anchors)
+        loss += (F.softplus(gap) * own).sum()
+        own = F.sigmoid(gap) * own
+        zeros = paddle.zeros_like(features)
+        gradient -= paddle.scatter(zeros, rows.anchors, paddle.matmul(own, rows.queue), overwrite=True)
+        push += paddle.scatter(zeros[:, :1], rows.anchors, own.sum(axis=1, keepdim=True), overwrite=True)
+    for total, mean in of_class:
+        gradient += push * paddle.exp(total - log_negatives) * mean
+    by_similarity = push * paddle.exp(without - log_negatives) * negative.astype("float32") - pull
+    # Both sides of the similarities of a batch are trained.
+    gradient += paddle.matmul(by_similarity + by_similarity.t(), features)
+    return loss, gradient / temperature
 
 
 def info_nce(
@@ -122,4 +113,8 @@ def info_nce(
     """
     if valid is None:
         valid = paddle.ones(labels.shape, dtype="bool")
-    return _InfoNCE.apply(features, labels, valid, temperature, base_temperature, bank)
+    with paddle.no_grad():
+        value, gradient = _loss_and_gradient(features.detach(), labels, valid, temperature, base_temperature, bank)
+    # The difference is 0, and its gradient is the one computed. (A PyLayer would do too, but for Paddle's crashing
+    # in a second backward pass over one.)
+    return value + ((features - features.detach()) * gradient).sum()

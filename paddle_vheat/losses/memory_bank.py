@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat._paddle import F, nn, paddle
-from paddle_vheat.losses.sampling import gather_pixels, group_pixels
+from paddle_vheat.losses.sampling import check_whole_number, gather_pixels, group_pixels
 
 Tensor = Any
 
@@ -39,8 +39,9 @@ class MemoryBank(nn.Layer):
 
     The segment queue gets one entry for every class that an image has: the mean embedding of its pixels. The
     pixel queue gets up to ``pixel_update_freq`` random pixels of the class. Slots that were never written take no
-    part. Everything is a buffer, so ``state_dict`` saves and restores it; in a distributed run the processes
-    exchange their entries and all hold the same bank.
+    part, and entries that are not finite are not taken. Everything is a buffer, so ``state_dict`` saves and restores
+    it; in a distributed run the processes exchange their entries and all hold the same bank. It works in the
+    dynamic graph only.
 
     Args:
         num_classes: classes.
@@ -55,15 +56,15 @@ class MemoryBank(nn.Layer):
 
     def __init__(self, num_classes: int, channels: int, memory_size: int = 5000, pixel_update_freq: int = 10) -> None:
         super().__init__()
-        for name, value in (("memory_size", memory_size), ("pixel_update_freq", pixel_update_freq)):
-            if value < 1:
-                raise ValueError(f"MemoryBank: {name} must be at least 1, got {value}")
+        sizes = {"num_classes": num_classes, "channels": channels, "memory_size": memory_size}
+        for name, value in {**sizes, "pixel_update_freq": pixel_update_freq}.items():
+            check_whole_number("MemoryBank", name, value, 1)
         self.num_classes = num_classes
         self.channels = channels
         self.memory_size = memory_size
         self.pixel_update_freq = pixel_update_freq
         for part in _PARTS:
-            self.register_buffer(f"{part}_queue", paddle.zeros([num_classes, memory_size, channels]))
+            self.register_buffer(f"{part}_queue", paddle.zeros([num_classes, memory_size, channels], "float32"))
             self.register_buffer(f"{part}_pointer", paddle.zeros([num_classes], dtype="int64"))
             self.register_buffer(f"{part}_count", paddle.zeros([num_classes], dtype="int64"))
 
@@ -94,10 +95,11 @@ class MemoryBank(nn.Layer):
         if list(labels.shape) != [images, *size]:
             raise ValueError(f"MemoryBank: labels {list(labels.shape)} are not at the embedding's {[images, *size]}")
         labels = labels.reshape([images, -1])
+        labels = paddle.where(labels == ignore_index, paddle.full_like(labels, -1), labels)
         with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
             embedding = embedding.detach()
             self._push("segment", *self._segments(embedding, labels))
-            self._push("pixel", *self._pixels(embedding, labels, ignore_index))
+            self._push("pixel", *self._pixels(embedding, labels))
 
     def _segments(self, embedding: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean embedding of each class in each image (N, classes, 1, D), and whether the class is there."""
@@ -107,10 +109,10 @@ class MemoryBank(nn.Layer):
         entries = F.normalize(summed / paddle.clip(count, min=1.0), axis=2)
         return entries.unsqueeze(2), (count > 0)
 
-    def _pixels(self, embedding: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    def _pixels(self, embedding: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Random pixels of each class in each image (N, classes, K, D), and which of the K there are."""
         # With all of them rightly predicted, a class is one group in random order.
-        grouped = group_pixels(labels, labels, self.num_classes, ignore_index)
+        grouped = group_pixels(labels, labels, self.num_classes, ignore_index=-1)
         starts = grouped.starts[:-1].reshape([-1, 2])[:, :1]
         ends = paddle.concat([starts[1:], grouped.starts[-1:].unsqueeze(1)])
         place = starts + paddle.arange(self.pixel_update_freq).unsqueeze(0)
@@ -122,6 +124,8 @@ class MemoryBank(nn.Layer):
 
     def _push(self, part: str, entries: Tensor, present: Tensor) -> None:
         """Write entries (images, classes, K, D) where ``present``, oldest first, after the newest of each class."""
+        # What is not finite, as a step of mixed precision that is skipped may give, would stay and spoil every loss.
+        present = paddle.logical_and(present, paddle.isfinite(entries).all(axis=-1))
         entries, present = _from_all_processes(entries), _from_all_processes(present.astype("int32"))
         there = present.numpy().astype(bool)
         pointer, count = (getattr(self, f"{part}_{name}").numpy() for name in ("pointer", "count"))

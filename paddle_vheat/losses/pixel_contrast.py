@@ -5,13 +5,21 @@ Paper: "Exploring Cross-Image Pixel Contrast for Semantic Segmentation", Wang et
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.losses.info_nce import info_nce
 from paddle_vheat.losses.memory_bank import MemoryBank
-from paddle_vheat.losses.sampling import check_labels, gather_pixels, group_pixels, resize_labels, sample_anchors
+from paddle_vheat.losses.sampling import (
+    check_labels,
+    check_whole_number,
+    gather_pixels,
+    group_pixels,
+    resize_labels,
+    sample_anchors,
+)
 
 Tensor = Any
 
@@ -62,12 +70,13 @@ class PixelContrastLoss(nn.Layer):
             ("max_views", max_views, 1),
             ("warmup_iters", warmup_iters, 0),
             ("memory_size", memory_size, 0),
+            ("pixel_update_freq", pixel_update_freq, 1),
+            ("ignore_index", ignore_index, -(2**31)),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"PixelContrastLoss: {name} must be a whole number of at least {least}, got {value!r}")
+            check_whole_number("PixelContrastLoss", name, value, least)
         for name, number in (("temperature", temperature), ("base_temperature", base_temperature)):
-            if not number > 0:
-                raise ValueError(f"PixelContrastLoss: {name} must be more than 0, got {number!r}")
+            if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
+                raise ValueError(f"PixelContrastLoss: {name} must be a number of more than 0, got {number!r}")
         self.temperature = temperature
         self.base_temperature = base_temperature
         self.max_samples = max_samples
@@ -82,6 +91,7 @@ class PixelContrastLoss(nn.Layer):
             self.bank = MemoryBank(num_classes, proj_dim, memory_size, pixel_update_freq)
         # A buffer, so that warm-up goes on where a run was stopped.
         self.register_buffer("calls", paddle.zeros([1], dtype="int64"))
+        self._warm = False
 
     def forward(self, preds: Mapping[str, Tensor], label: Tensor) -> Tensor:
         for name in ("seg", "embed"):
@@ -92,9 +102,10 @@ class PixelContrastLoss(nn.Layer):
                 )
         logits, embedding = preds["seg"], preds["embed"]
         height, width = embedding.shape[2:]
-        if list(logits.shape[2:]) != [height, width]:
+        if list(logits.shape[2:]) != [height, width] or not logits.shape[0] == embedding.shape[0] == label.shape[0]:
             raise ValueError(
-                f"PixelContrastLoss: 'seg' {list(logits.shape)} and 'embed' {list(embedding.shape)} differ in size"
+                f"PixelContrastLoss: 'seg' {list(logits.shape)}, 'embed' {list(embedding.shape)} and label "
+                f"{list(label.shape)} differ in size or number"
             )
         classes = logits.shape[1]
         if self.bank is not None and self.bank.num_classes != classes:
@@ -122,6 +133,11 @@ class PixelContrastLoss(nn.Layer):
 
     def _warming_up(self) -> bool:
         """Count this call; whether it is one of the first."""
-        self.calls += 1
-        # Reading the count waits for the device: not without a warm-up.
-        return self.warmup_iters > 0 and int(self.calls) <= self.warmup_iters * self.calls_per_iteration
+        self.calls.set_value(self.calls + 1)
+        # Reading the count waits for the device: not without a warm-up, and not when it is safely over (a trainer
+        # may take back the last step).
+        if self.warmup_iters == 0 or self._warm:
+            return False
+        over = int(self.calls) - self.warmup_iters * self.calls_per_iteration
+        self._warm = over > self.calls_per_iteration
+        return over <= 0

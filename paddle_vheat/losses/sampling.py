@@ -14,6 +14,12 @@ from paddle_vheat._paddle import paddle
 Tensor = Any
 
 
+def check_whole_number(owner: str, name: str, value: Any, least: int) -> None:
+    """Raise a ValueError for an argument that is no whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{owner}: {name} must be a whole number of at least {least}, got {value!r}")
+
+
 def resize_labels(labels: Tensor, height: int, width: int) -> Tensor:
     """Labels at the size of an embedding, by nearest neighbour: int64 (N, height, width).
 
@@ -40,9 +46,10 @@ def resize_labels(labels: Tensor, height: int, width: int) -> Tensor:
 def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
     """Raise a ValueError for labels that are neither a class nor ``ignore_index``.
 
-    On the CPU only: elsewhere it would wait for all that is queued, and cross entropy's own check stops there.
+    On the CPU only: elsewhere it would wait for all that is queued. There such labels take no part, and cross
+    entropy's own check stops at them.
     """
-    if not labels.place.is_cpu_place():
+    if not paddle.in_dynamic_mode() or not labels.place.is_cpu_place():
         return
     wrong = paddle.logical_and(labels != ignore_index, paddle.logical_or(labels < 0, labels >= num_classes))
     if bool(wrong.any()):
@@ -55,7 +62,8 @@ class GroupedPixels:
     """The pixels of a batch in groups, each in random order.
 
     There is a group for every image, class and kind: group ``2 * (image * num_classes + class)`` holds the hard
-    pixels (wrongly predicted), the one after it the easy ones. Ignored pixels come last and are in no group.
+    pixels (wrongly predicted), the one after it the easy ones. Pixels that are ignored, or labelled with what is no
+    class, come last and are in no group.
 
     Attributes:
         order: int64 (N * P,), positions in the flattened batch, group after group.
@@ -80,7 +88,9 @@ def group_pixels(labels: Tensor, predictions: Tensor, num_classes: int, ignore_i
     easy = (labels == predictions).astype("int64")
     group = 2 * (image * num_classes + labels) + easy
     groups = 2 * images * num_classes
-    group = paddle.where(labels == ignore_index, paddle.full_like(group, groups), group).flatten()
+    no_class = paddle.logical_or(labels < 0, labels >= num_classes)
+    no_class = paddle.logical_or(no_class, labels == ignore_index)
+    group = paddle.where(no_class, paddle.full_like(group, groups), group).flatten()
     # A random number of its own makes every key unique, so the order is uniform in each group without relying on
     # a stable sort.
     keys = group * total + paddle.randperm(total)
@@ -122,7 +132,8 @@ def sample_anchors(pixels: GroupedPixels, num_classes: int, max_samples: int, ma
     views = paddle.clip(most, min=1, max=max_views)
     kept_hard = paddle.minimum(paddle.maximum(views // 2, views - easy), hard)
 
-    slot = paddle.arange(max(max_samples, counts.shape[0]))
+    # As many as could be filled: a pair gives max_views at most, and one at least.
+    slot = paddle.arange(max(min(max_samples, counts.shape[0] * max_views), counts.shape[0]))
     number, view = slot // views, slot % views
     valid = number < pairs
     # The pair of a slot: the first at which so many have passed.

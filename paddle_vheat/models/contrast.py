@@ -38,6 +38,8 @@ class ProjectionHead(nn.Layer):
 
     def __init__(self, in_channels: int, proj_dim: int) -> None:
         super().__init__()
+        if isinstance(proj_dim, bool) or not isinstance(proj_dim, int) or proj_dim < 1:
+            raise ValueError(f"proj_dim must be a whole number of at least 1, got {proj_dim!r}")
         self.proj = nn.Sequential(_ConvBNReLU(in_channels, in_channels, 1), nn.Conv2D(in_channels, proj_dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,6 +102,11 @@ class PixelContrastSegmentor(nn.Layer):
     def forward_features(self, x: Tensor) -> Tensor:
         """The feature map (B, channels, h, w) that both heads read."""
         found = self.backbone(x)
+        if len(found) <= max(self.backbone_indices):
+            raise ValueError(
+                f"PixelContrastSegmentor: the backbone names {max(self.backbone_indices) + 1} or more maps in its "
+                f"feat_channels and gives {len(found)}; choose with backbone_indices"
+            )
         maps = [found[i] for i in self.backbone_indices]
         if len(maps) == 1:
             return maps[0]

@@ -46,9 +46,9 @@ def test_stopped_and_continued_equals_straight(cityscapes, tmp_path, workers):
             folder = f"iter_{iteration}"
             assert_same_checkpoint(tmp_path / f"{stop}" / folder, tmp_path / "straight" / folder)
     loss = read_checkpoint(tmp_path / "straight" / "iter_6")[1]["loss.pdparams"]
-    assert loss["1.calls"].tolist() == [6]
-    assert loss["1.bank.segment_count"].max() == 5
-    assert loss["1.bank.pixel_queue"].shape == (19, 5, 8)
+    assert loss["0.calls"].tolist() == [6]
+    assert loss["0.bank.segment_count"].max() == 5
+    assert loss["0.bank.pixel_queue"].shape == (19, 5, 8)
 
 
 def test_a_bank_of_another_size(cityscapes, tmp_path):
@@ -73,7 +73,7 @@ def test_without_a_bank_the_warm_up_is_remembered(cityscapes, tmp_path):
     config = contrast_config(cityscapes, memory_size=0, warmup_iters=5)
     train(tiny.make_task(config), tmp_path, iters=6, save_interval=3)
     _, arrays = read_checkpoint(tmp_path / "iter_3")
-    assert set(arrays["loss.pdparams"]) == {"1.calls"}
+    assert set(arrays["loss.pdparams"]) == {"0.calls"}
     log = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()
     parts = [float(line.split("loss_1 ")[1].split(",")[0]) for line in log if "[TRAIN]" in line]
     assert [part > 0 for part in parts] == [False] * 5 + [True]
@@ -94,14 +94,14 @@ def test_both_processes_hold_the_same_bank(two, cityscapes, tmp_path):
     folder, _, (first, second) = two
     assert first["loss"] == second["loss"]
     assert first["model"] == second["model"]
-    assert "1.bank.pixel_queue" in first["loss"]["names"]
+    assert "0.bank.pixel_queue" in first["loss"]["names"]
     task = tiny.make_task(contrast_config(cityscapes))
     train(task, tmp_path, iters=6, batch_size=2)
     alone = task.losses["types"][1].bank
     _, arrays = read_checkpoint(folder / "out" / "iter_6")
     for part in ("segment", "pixel"):
         for name in ("pointer", "count"):
-            shared = arrays["loss.pdparams"][f"1.bank.{part}_{name}"]
+            shared = arrays["loss.pdparams"][f"0.bank.{part}_{name}"]
             assert shared.any()
             assert shared.tolist() == getattr(alone, f"{part}_{name}").tolist()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from paddle_vheat.config import ConfigError
 from paddle_vheat.integrations import paddleseg as seg
 from paddle_vheat.weights.loading import load_weights
 from tests.conftest import paddle, relative_error
@@ -154,6 +155,25 @@ def test_in_our_task_it_is_the_second_part(root):
     assert list(parts) == ["loss_0", "loss_1", "loss_2"]
     assert float(parts["loss_1"]) > 0
     assert float(total) == pytest.approx(sum(float(part) for part in parts.values()), rel=1e-6)
+
+
+def test_the_loss_at_the_wrong_position(root):
+    config = contrast_config(root)
+    config["loss"]["types"] = [{"type": "CrossEntropyLoss"}, {"type": "CrossEntropyLoss"}, dict(CONTRAST)]
+    task = tiny.make_task(config)
+    item = task.train_dataset[0]
+    batch = {"img": paddle.to_tensor(item["img"][None]), "label": paddle.to_tensor(item["label"][None])}
+    with pytest.raises(
+        ConfigError, match=r"'loss.types.1' is CrossEntropyLoss, .* \{seg, embed\}, which PixelContrast"
+    ):
+        task.forward_loss(task.model, batch)
+
+
+@pytest.mark.parametrize(("key", "value"), [("proj_dim", 9), ("num_classes", 18)])
+def test_a_bank_for_another_model(root, key, value):
+    config = contrast_config(root, memory_size=5, **{"num_classes": 19, "proj_dim": 8, key: value})
+    with pytest.raises(ConfigError, match=rf"'loss.types.1.{key}' is {value}, and 'model.{key}' is"):
+        tiny.make_task(config)
 
 
 def test_accumulation_is_told_to_the_warm_up(root):

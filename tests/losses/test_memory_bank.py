@@ -199,6 +199,42 @@ def test_what_is_read():
         assert (None if rows.anchors is None else rows.anchors.tolist()) == (None if rows.label == 0 else [0, 2])
 
 
+@pytest.mark.parametrize("ignored", [0, 1, -1, 255])
+def test_ignored_pixels_are_in_neither_queue(ignored):
+    """Also where the ignored label is a number that a class could have."""
+    rng = np.random.default_rng(9)
+    labels = rng.integers(0, CLASSES, (1, 4, 5))
+    labels[0, 0] = ignored
+    bank = MemoryBank(CLASSES, D, memory_size=6, pixel_update_freq=2)
+    bank.enqueue(paddle.to_tensor(embedding_of(rng)), paddle.to_tensor(labels), ignored)
+    present = [label != ignored for label in range(CLASSES)]
+    assert state(bank, "segment")[2].tolist() == [int(there) for there in present]
+    assert state(bank, "pixel")[2].tolist() == [2 * there for there in present]
+
+
+def test_a_class_of_one_pixel():
+    rng = np.random.default_rng(10)
+    embedding, labels = embedding_of(rng), np.full((1, 4, 5), IGNORE)
+    labels[0, 2, 3] = 1
+    bank = MemoryBank(CLASSES, D, memory_size=6, pixel_update_freq=3)
+    push(bank, embedding, labels)
+    for part in ("segment", "pixel"):
+        queue, _, count = state(bank, part)
+        assert count.tolist() == [0, 1, 0]
+        assert np.abs(queue[1, 0] - unit(embedding[0, :, 2, 3])).max() < 1e-6
+
+
+def test_what_is_not_finite_is_not_taken():
+    rng = np.random.default_rng(11)
+    embedding, labels = embedding_of(rng, images=2), np.full((2, 4, 5), 1)
+    embedding[0, 0, 0, 0] = np.inf
+    bank = MemoryBank(CLASSES, D, memory_size=60, pixel_update_freq=20)
+    push(bank, embedding, labels)
+    assert state(bank, "segment")[2].tolist() == [0, 1, 0]  # of the second image
+    assert state(bank, "pixel")[2].tolist() == [0, 39, 0]
+    assert all(np.isfinite(state(bank, part)[0]).all() for part in ("segment", "pixel"))
+
+
 def test_saved_and_restored():
     rng = np.random.default_rng(6)
     bank = MemoryBank(CLASSES, D, memory_size=5, pixel_update_freq=2)
@@ -253,7 +289,8 @@ def test_wrong_sizes(shape, labels, message):
         bank.enqueue(paddle.zeros(shape), paddle.zeros(labels, dtype="int64"))
 
 
-@pytest.mark.parametrize("name", ["memory_size", "pixel_update_freq"])
+@pytest.mark.parametrize("name", ["num_classes", "channels", "memory_size", "pixel_update_freq"])
 def test_wrong_arguments(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        MemoryBank(CLASSES, D, **{name: 0})
+    for value in (0, 2.5):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got {value}"):
+            MemoryBank(**{"num_classes": CLASSES, "channels": D, name: value})

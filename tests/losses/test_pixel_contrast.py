@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -224,8 +226,59 @@ def test_the_bank_is_filled_in_warm_up_and_used_after():
     assert loss.bank.segment_count.tolist() == [4, 4, 4]
 
 
-def test_the_gradient_is_of_the_bank_before_it_was_written_to():
-    """The entries of a step are queued before its backward pass; the gradient must not see them."""
+def test_a_batch_does_not_meet_itself_in_the_bank():
+    """Value and gradient are those for the bank as it was before the batch's own entries were queued."""
+    from paddle_vheat.losses.sampling import gather_pixels, group_pixels, sample_anchors
+
+    preds, labels = blocks()
+    loss = PixelContrastLoss(max_views=10, memory_size=50, num_classes=3, proj_dim=8)
+    loss(preds, paddle.to_tensor(labels))
+    before = copy.deepcopy(loss.bank)
+    paddle.seed(5)
+    value, gradient = gradient_of(loss, preds, labels)
+    assert loss.bank.segment_count.tolist() != before.segment_count.tolist()
+
+    paddle.seed(5)
+    predictions = paddle.argmax(preds["seg"], axis=1).flatten(1)
+    grouped = group_pixels(paddle.to_tensor(labels).flatten(1), predictions, 3, 255)
+    samples = sample_anchors(grouped, 3, 1024, 10)
+    preds["embed"].clear_grad()
+    expected = info_nce(gather_pixels(preds["embed"], samples.index), samples.label, samples.valid, bank=before)
+    expected.backward()
+    assert value == float(expected)
+    assert np.array_equal(gradient, preds["embed"].grad.numpy())
+
+
+def test_a_second_backward_pass():
+    preds, labels = blocks()
+    value = PixelContrastLoss(max_views=10)(preds, paddle.to_tensor(labels))
+    value.backward(retain_graph=True)
+    once = preds["embed"].grad.numpy().copy()
+    value.backward()
+    assert np.array_equal(preds["embed"].grad.numpy(), 2 * once)
+
+
+def test_no_more_slots_than_samples():
+    """Few views of few pairs need few slots, however large max_samples is."""
+    preds, labels = blocks()
+    value, _ = gradient_of(PixelContrastLoss(max_samples=10**9, max_views=10), preds, labels)
+    paddle.seed(0)
+    assert value > 0
+
+
+def test_the_default_dtype_does_not_matter():
+    preds, labels = blocks()
+    paddle.set_default_dtype("float64")
+    try:
+        loss = PixelContrastLoss(max_views=10, memory_size=5, num_classes=3, proj_dim=8)
+    finally:
+        paddle.set_default_dtype("float32")
+    assert loss.bank.segment_queue.dtype == paddle.float32
+    assert gradient_of(loss, preds, labels)[0] > 0
+
+
+def test_the_gradient_does_not_see_later_batches():
+    """The entries of a step are queued before its backward pass, and may replace what it was computed with."""
     preds, labels = blocks()
     gradients = []
     for late in (False, True):
@@ -252,8 +305,12 @@ def test_the_gradient_is_of_the_bank_before_it_was_written_to():
         ({"max_samples": 0}, "max_samples must be a whole number of at least 1, got 0"),
         ({"max_views": 1.5}, "max_views must be a whole number of at least 1, got 1.5"),
         ({"warmup_iters": -1}, "warmup_iters must be a whole number of at least 0, got -1"),
-        ({"temperature": 0.0}, "temperature must be more than 0"),
-        ({"base_temperature": -1}, "base_temperature must be more than 0"),
+        ({"temperature": 0.0}, "temperature must be a number of more than 0"),
+        ({"base_temperature": -1}, "base_temperature must be a number of more than 0"),
+        ({"temperature": float("inf")}, "temperature must be a number of more than 0, got inf"),
+        ({"temperature": "0.1"}, "temperature must be a number of more than 0, got '0.1'"),
+        ({"ignore_index": "255"}, "ignore_index must be a whole number"),
+        ({"pixel_update_freq": -3}, "pixel_update_freq must be a whole number of at least 1, got -3"),
         ({"memory_size": 5}, "needs num_classes and proj_dim"),
         ({"memory_size": 5, "num_classes": 3, "proj_dim": 8, "pixel_update_freq": 0}, "pixel_update_freq"),
     ],
@@ -271,8 +328,11 @@ def test_wrong_inputs():
         loss(preds["seg"], labels)
     with pytest.raises(ValueError, match="found no 'embed'"):
         loss({"seg": preds["seg"]}, labels)
-    with pytest.raises(ValueError, match="differ in size"):
-        loss({"seg": preds["seg"][:, :, :8], "embed": preds["embed"]}, labels)
+    for wrong in (preds["seg"][:, :, :8], preds["seg"][:1]):
+        with pytest.raises(ValueError, match="differ in size or number"):
+            loss({"seg": wrong, "embed": preds["embed"]}, labels)
+    with pytest.raises(ValueError, match="differ in size or number"):
+        loss(preds, labels[:1])
     for value in (3, -7):
         wrong = labels.clone()
         wrong[0, 0, 0] = value

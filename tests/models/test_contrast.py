@@ -160,6 +160,19 @@ def test_large_half_precision_projections_are_normalised():
     assert np.abs(lengths - 1).max() < 1e-5
 
 
+def test_a_backbone_that_gives_fewer_maps_than_it_names():
+    backbone = Pyramid(16, 8)
+    backbone.feat_channels = [16, 8, 8]
+    with pytest.raises(ValueError, match="names 3 or more maps in its feat_channels and gives 2"):
+        PixelContrastSegmentor(5, backbone)(paddle.randn([2, 3, 48, 60]))
+
+
+@pytest.mark.parametrize("proj_dim", [0, 64.5, True])
+def test_wrong_widths(proj_dim):
+    with pytest.raises(ValueError, match=f"proj_dim must be a whole number of at least 1, got {proj_dim}"):
+        ProjectionHead(4, proj_dim)
+
+
 @pytest.mark.parametrize("indices", [[3], [-1], [], ["0"]])
 def test_wrong_maps(indices):
     with pytest.raises(ValueError, match="the backbone has maps 0 to 2"):

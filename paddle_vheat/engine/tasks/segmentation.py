@@ -16,9 +16,16 @@ from paddle_vheat.data.street_scenes import PALETTE as CITYSCAPES_PALETTE
 from paddle_vheat.engine.data import read_sample, sample_files
 from paddle_vheat.engine.tasks.segmentation_config import broken_blocks, find_problems, list_problems
 from paddle_vheat.integrations import paddleseg as seg
+from paddle_vheat.losses import PixelContrastLoss
 from paddle_vheat.weights.loading import LoadReport, load_weights
 
 Tensor = Any
+
+
+def _takes_mapping(loss: Any) -> bool:
+    """Whether a loss takes {"seg", "embed"}."""
+    names = {type(part).__name__ for part in getattr(loss, "losses", [loss])}
+    return any("PixelContrast" in name for name in names)
 
 
 class SegmentationTask:
@@ -186,11 +193,9 @@ class SegmentationTask:
 
     @cached_property
     def loss_layers(self) -> Any:
-        """The losses in one layer: its state, such as a memory bank, belongs into checkpoints."""
-        found: list[Any] = []
-        for loss in self.losses["types"]:
-            found += [part for part in getattr(loss, "losses", [loss]) if not any(part is other for other in found)]
-        return nn.LayerList(found)
+        """The losses that remember, such as a memory bank, in one layer: its state belongs into checkpoints."""
+        parts = [part for loss in self.losses["types"] for part in getattr(loss, "losses", [loss])]
+        return nn.LayerList(dict.fromkeys(part for part in parts if isinstance(part, PixelContrastLoss)))
 
     @property
     def clip_norm(self) -> float | None:
@@ -302,7 +307,12 @@ class SegmentationTask:
         types, coefficients = self.losses["types"], self.losses["coef"]
         self.check_outputs(logits)
         parts: list[Tensor] = []
-        for output, loss, coefficient in zip(logits, types, coefficients):
+        for i, (output, loss, coefficient) in enumerate(zip(logits, types, coefficients)):
+            if isinstance(output, dict) and not _takes_mapping(loss):
+                raise ConfigError(
+                    f"{self.source}: 'loss.types.{i}' is {type(loss).__name__}, and the model's output at that "
+                    f"position is {{{', '.join(output)}}}, which PixelContrastLoss takes"
+                )
             if getattr(loss, "edge_label", False):
                 value = loss(output, batch["edge"].astype("int64"))
             elif type(loss).__name__ == "KLLoss":

@@ -44,6 +44,8 @@ def find_problems(config: dict[str, Any]) -> list[str]:
             _check_component(config.get(key), key, problems)
     if not spoilt & {"train_dataset", "val_dataset", "model"}:
         problems += _wrong_sizes(config)
+    if not spoilt & {"loss", "model"}:
+        problems += _wrong_banks(config)
     return problems
 
 
@@ -75,6 +77,17 @@ def _wrong_sizes(config: dict[str, Any]) -> list[str]:
         classes = model.get("num_classes", known)
         if known and classes != known:
             problems.append(f"'model.num_classes' is {classes}, and {key}'s {block['type']} has {known} classes")
+    return problems
+
+
+def _wrong_banks(config: dict[str, Any]) -> list[str]:
+    """Memory banks that are made for another model than this one."""
+    problems, model = [], config.get("model") or {}
+    for i, loss in enumerate((config.get("loss") or {}).get("types", [])):
+        for key in ("num_classes", "proj_dim"):
+            given, wanted = loss.get(key), model.get(key)
+            if loss.get("type") == "PixelContrastLoss" and None not in (given, wanted) and given != wanted:
+                problems.append(f"'loss.types.{i}.{key}' is {given!r}, and 'model.{key}' is {wanted!r}")
     return problems
 
 
