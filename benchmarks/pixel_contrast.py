@@ -3,7 +3,8 @@
     python benchmarks/pixel_contrast.py [--json FILE] [--step]
 
 Two images of 512 x 1024 with embeddings at a quarter of that (128 x 256), 19 classes. The same tensors go through
-PaddleSeg's ``PixelContrastCrossEntropyLoss`` and ours, in one run, taking turns. ``--step`` also times a training
+PaddleSeg's ``PixelContrastCrossEntropyLoss`` and ours, in one run, taking turns. With ``PADDLE_VHEAT_CPU=off`` in the
+environment it runs as Paddle is by default, which is what a PaddleSeg project has. ``--step`` also times a training
 step of HRNet_W48 with the loss (minutes on a CPU, and 20 GB), to say what share of it the loss is.
 """
 

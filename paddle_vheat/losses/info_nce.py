@@ -31,15 +31,14 @@ def _loss_and_gradient(
     """
     scaled = features / temperature
     similar = paddle.matmul(scaled, features, transpose_y=True)
+    # Rows of samples that are not valid mean nothing below; they get a weight of 0.
+    labels = paddle.where(valid, labels, paddle.full_like(labels, -1))
     same = labels.unsqueeze(1) == labels.unsqueeze(0)
-    usable = paddle.logical_and(valid.unsqueeze(1), valid.unsqueeze(0))
-    oneself = paddle.eye(labels.shape[0]) > 0
-    positive = paddle.logical_and(paddle.logical_and(same, paddle.logical_not(oneself)), usable)
-    negative = paddle.logical_and(paddle.logical_not(same), usable)
-
-    without = paddle.where(negative, similar, paddle.full_like(similar, LOG_ZERO))
+    no_negative = paddle.logical_or(same, paddle.logical_not(valid).unsqueeze(0))
+    without = paddle.where(no_negative, paddle.full_like(similar, LOG_ZERO), similar)
     log_negatives = paddle.logsumexp(without, axis=1, keepdim=True)
-    positives = positive.astype("float32").sum(axis=1, keepdim=True)
+    positive = same.astype("float32") - paddle.eye(labels.shape[0], dtype="float32")
+    positives = positive.sum(axis=1, keepdim=True)
     classes = bank.read(labels, valid) if bank is not None else []
     of_class = []  # log-sum-exp of the similarities to a class, and their mean weighted by exp
     for rows in classes:
@@ -60,7 +59,7 @@ def _loss_and_gradient(
     weight = counted / paddle.clip(positives, min=1.0) / paddle.clip(counted.sum(), min=1.0)
     weight = weight * (temperature / base)
 
-    mask = positive.astype("float32") * weight
+    mask = positive * weight
     gap = log_negatives - similar
     loss = (F.softplus(gap) * mask).sum()
     pull = F.sigmoid(gap) * mask  # minus the derivative by the positives' similarities
@@ -79,7 +78,9 @@ def _loss_and_gradient(
         push += paddle.scatter(zeros[:, :1], rows.anchors, own.sum(axis=1, keepdim=True), overwrite=True)
     for total, mean in of_class:
         gradient += push * paddle.exp(total - log_negatives) * mean
-    by_similarity = push * paddle.exp(without - log_negatives) * negative.astype("float32") - pull
+    # Paddle's exp of LOG_ZERO is not 0 but 1e-38, and products with such numbers are slow.
+    share = paddle.exp(without - log_negatives)
+    by_similarity = push * paddle.where(no_negative, paddle.zeros_like(share), share) - pull
     # Both sides of the similarities of a batch are trained.
     gradient += paddle.matmul(by_similarity + by_similarity.t(), features)
     return loss, gradient / temperature

@@ -157,5 +157,6 @@ def gather_pixels(embedding: Tensor, index: Tensor) -> Tensor:
     size = height * width
     first = index // size * (channels * size) + index % size
     flat = first.unsqueeze(1) + paddle.arange(channels).unsqueeze(0) * size
-    values = paddle.gather(embedding.flatten(), flat.flatten())
+    # Of Paddle's four ways to gather, the one with the fastest way back.
+    values = paddle.take_along_axis(embedding.reshape([-1]), flat.flatten(), 0)
     return values.reshape([-1, channels]).astype("float32")
