@@ -26,6 +26,7 @@ from paddle_vheat.engine.export_check import (
     first_output,
     program_file,
 )
+from paddle_vheat.engine.export_onnx import convert_to_onnx, onnx_libraries
 from paddle_vheat.models.vheat import MIN_SIZE, VHeat, fold_model
 from paddle_vheat.ops import adaptive_average_pool
 
@@ -153,6 +154,8 @@ def export_model(
         raise ValueError(f"--output_op: expected one of {', '.join(OUTPUT_OPS)}, got {output_op!r}")
     save_dir = Path(save_dir)
     _check_folder(save_dir)
+    if model_format != "paddle":
+        onnx_libraries()  # before minutes are spent
     shape = parse_input_shape(input_shape)
     model = task.model
     model.eval()
@@ -174,8 +177,6 @@ def export_model(
             if model_format != "onnx":
                 deploy.update(model=files[0].name, params=files[1].name)
             if model_format != "paddle":
-                from paddle_vheat.engine.export_onnx import convert_to_onnx
-
                 opset = convert_to_onnx(*files, folder / ONNX_FILE, OUTPUT_NAMES[output_op])
                 deploy.update(onnx=ONNX_FILE, opset=opset)
         names = {"paddle": [PADDLE, ONEDNN], "onnx": [ONNX], "both": [PADDLE, ONEDNN, ONNX]}[model_format]
