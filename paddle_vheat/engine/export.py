@@ -110,8 +110,8 @@ def save_program(core: Any, output_op: str, shape: Sequence[Any], folder: Path) 
     wrapped.eval()
     spec = [paddle.static.InputSpec(shape=list(shape), dtype="float32", name=INPUT_NAME)]
     with warnings.catch_warnings():
-        # Paddle's own operators ask graph values for their place, which have none.
-        warnings.filterwarnings("ignore", message="Value do not have 'place'")
+        # Paddle's own operators ask graph values for their place, which have none; 2.6's warn of their own attribute.
+        warnings.filterwarnings("ignore", message=r"Value do not have 'place'|The Attr\(force_cpu\)")
         static = paddle.jit.to_static(wrapped, input_spec=spec, full_graph=True)
         paddle.jit.save(static, str(folder / "model"))
 
