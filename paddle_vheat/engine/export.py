@@ -26,6 +26,7 @@ from paddle_vheat.engine.export_check import (
     first_output,
     program_file,
 )
+from paddle_vheat.engine.export_onnx import convert_to_onnx, onnx_libraries
 from paddle_vheat.models.vheat import MIN_SIZE, VHeat, fold_model
 from paddle_vheat.ops import adaptive_average_pool
 
@@ -109,8 +110,8 @@ def save_program(core: Any, output_op: str, shape: Sequence[Any], folder: Path) 
     wrapped.eval()
     spec = [paddle.static.InputSpec(shape=list(shape), dtype="float32", name=INPUT_NAME)]
     with warnings.catch_warnings():
-        # Paddle's own operators ask graph values for their place, which have none.
-        warnings.filterwarnings("ignore", message="Value do not have 'place'")
+        # Paddle's own operators ask graph values for their place, which have none; 2.6's warn of their own attribute.
+        warnings.filterwarnings("ignore", message=r"Value do not have 'place'|The Attr\(force_cpu\)")
         static = paddle.jit.to_static(wrapped, input_spec=spec, full_graph=True)
         paddle.jit.save(static, str(folder / "model"))
 
@@ -153,6 +154,8 @@ def export_model(
         raise ValueError(f"--output_op: expected one of {', '.join(OUTPUT_OPS)}, got {output_op!r}")
     save_dir = Path(save_dir)
     _check_folder(save_dir)
+    if model_format != "paddle":
+        onnx_libraries()  # before minutes are spent
     shape = parse_input_shape(input_shape)
     model = task.model
     model.eval()
@@ -174,8 +177,6 @@ def export_model(
             if model_format != "onnx":
                 deploy.update(model=files[0].name, params=files[1].name)
             if model_format != "paddle":
-                from paddle_vheat.engine.export_onnx import convert_to_onnx
-
                 opset = convert_to_onnx(*files, folder / ONNX_FILE, OUTPUT_NAMES[output_op])
                 deploy.update(onnx=ONNX_FILE, opset=opset)
         names = {"paddle": [PADDLE, ONEDNN], "onnx": [ONNX], "both": [PADDLE, ONEDNN, ONNX]}[model_format]

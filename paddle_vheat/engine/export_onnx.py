@@ -29,7 +29,12 @@ paddle2onnx.export(program, params, target, opset_version=int(opset), optimize_t
 """
 
 
-def _libraries() -> tuple[Any, Any]:
+def onnx_libraries() -> tuple[Any, Any]:
+    """The modules ``onnx`` and ``onnxruntime``.
+
+    Raises:
+        ExportError: if one of them or paddle2onnx is missing, or Paddle is not one that paddle2onnx takes.
+    """
     if int(paddle.__version__.split(".")[0]) < 3:
         raise ExportError(
             f"--format onnx needs Paddle 3, which paddle2onnx 2 is made for; here is {paddle.__version__}. Export with "
@@ -94,7 +99,7 @@ def convert_to_onnx(program: Path, params: Path, target: Path, output_name: str)
     Raises:
         ExportError: if a package is missing, or the conversion fails or gives a graph that is not valid.
     """
-    onnx, onnxruntime = _libraries()
+    onnx, onnxruntime = onnx_libraries()
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnx.") as temporary:
         raw, folded = Path(temporary) / "raw.onnx", Path(temporary) / "folded.onnx"
         _convert(program, params, raw)

@@ -13,7 +13,7 @@ import pytest
 
 from paddle_vheat.deploy import runtimes
 from paddle_vheat.deploy.runtimes import check_options, load_onnx, load_paddle, onnx_providers, parse_device
-from tests.conftest import needs_onnx, paddle
+from tests.conftest import paddle
 
 MODEL, PARAMS = Path("model.pdmodel"), Path("model.pdiparams")
 
@@ -176,7 +176,6 @@ def test_onnx_runtime_is_asked_for_a_gpu(monkeypatch):
         load_onnx(Path("model.onnx"), device="gpu", tensorrt=True)
 
 
-@needs_onnx
 def test_onnx_runtime_without_a_gpu():
     import onnxruntime
 

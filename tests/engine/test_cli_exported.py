@@ -12,7 +12,7 @@ from PIL import Image
 
 from paddle_vheat import cli
 from paddle_vheat.weights.loading import save_weights
-from tests.conftest import needs_onnx
+from tests.conftest import needs_onnx, paddle
 from tests.engine import tiny
 from tests.engine.test_cli import one_error
 
@@ -138,3 +138,12 @@ def test_an_unknown_format(project, capsys):
     with pytest.raises(SystemExit):
         cli.export(["--config", str(project / "tiny.yml"), "--format", "torch"])
     assert "invalid choice: 'torch'" in capsys.readouterr().err
+
+
+def test_paddle_2_has_no_onnx(project, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paddle, "__version__", "2.6.2")
+    model = ["--config", str(project / "tiny.yml"), "--model_path", str(project / "model.pdparams"), "--device", "cpu"]
+    options = ["--input_shape", "1", "3", "64", "128", "--save_dir", str(tmp_path / "out"), "--format", "onnx"]
+    message = one_error(cli.export([*model, *options]), capsys.readouterr().err)
+    assert "--format onnx needs Paddle 3" in message
+    assert not (tmp_path / "out").exists()

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import yaml
 
-from paddle_vheat._paddle import F
+from paddle_vheat._paddle import PADDLE_2, F
 from paddle_vheat.engine import export, export_check
 from paddle_vheat.engine.export import export_model, parse_input_shape
 from paddle_vheat.engine.export_check import ONEDNN, PADDLE, Difference, ExportError, check_inputs, load_runtime
-from tests.conftest import paddle, relative_error
+from tests.conftest import onednn_runs, paddle, relative_error
 from tests.engine import tiny
 
 # float32 through about 30 layers of another graph (folded decay, fused operations), relative to the largest
@@ -89,7 +89,12 @@ def test_a_fixed_size_takes_no_other(fixed):
 
 def test_deploy_yaml(task, fixed):
     deploy = check_deploy(fixed[0])
-    assert sorted(os.listdir(fixed[0])) == sorted([deploy["model"], deploy["params"], "deploy.yaml"])
+    names = [deploy["model"], deploy["params"], "deploy.yaml"]
+    if PADDLE_2:  # whose paddle.jit.load reads the names of the parameters from it
+        names.append("model.pdiparams.info")
+    assert sorted(os.listdir(fixed[0])) == sorted(names)
+    assert deploy["model"] == ("model.pdmodel" if PADDLE_2 else "model.json")
+    assert deploy["onednn"] is onednn_runs
     assert deploy["input_shape"] == [-1, 3, 48, 80]
     assert (deploy["output_op"], deploy["output_dtype"]) == ("none", "float32")
     assert deploy["num_classes"] == 19

@@ -7,21 +7,26 @@ import math
 import numpy as np
 import pytest
 
-from paddle_vheat._paddle import F
+from paddle_vheat._paddle import F, nn
 from paddle_vheat.ops import adaptive_average_pool
 from tests.conftest import paddle, relative_error
 
 SIZES = [(1, 1), (1, 5), (2, 4), (7, 9), (16, 32), (33, 61)]
 
 
+class Pool(nn.Layer):
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, x):
+        return adaptive_average_pool(x, self.bins)
+
+
 def in_graph(bins: int, shape: list):
-    """The pooling as a static graph of maps of this shape."""
-
-    def pool(x):
-        return adaptive_average_pool(x, bins)
-
+    """The pooling as a static graph of maps of this shape; a layer, as Paddle 2.6 converts no closures."""
     spec = paddle.static.InputSpec(shape=shape, dtype="float32", name="x")
-    return paddle.jit.to_static(pool, input_spec=[spec], full_graph=True)
+    return paddle.jit.to_static(Pool(bins), input_spec=[spec], full_graph=True)
 
 
 def by_definition(x: np.ndarray, bins: int) -> np.ndarray:
