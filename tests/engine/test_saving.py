@@ -24,6 +24,7 @@ from paddle_vheat.engine.trainer import Trainer, TrainOptions
 from paddle_vheat.weights.loading import read_weights
 from tests.engine import killed, tiny
 from tests.engine.test_trainer import Signalled, ToyTask, assert_same, train
+from tests.engine.test_trainer import trainer as make_trainer
 
 
 @pytest.fixture(scope="module")
@@ -336,3 +337,48 @@ def test_records_that_are_none(tmp_path):
     (tmp_path / "vdlrecords.0000000001.log").write_bytes(b"\x05\0\0\0\0\0\0\0\xff\xff\xff\xff\xff")
     continue_records(tmp_path, 4).close()
     assert [path.name for path in tmp_path.iterdir()] == ["vdlrecords.0000000001.log"]
+
+
+class Scaler:
+    """Stands for GradScaler, which does nothing on a CPU: only its state matters here."""
+
+    def __init__(self, scale, good_steps):
+        self.state = {
+            "scale": np.array([scale], np.float32),
+            "incr_count": good_steps,
+            "use_dynamic_loss_scaling": True,
+        }
+        self.updates = 0
+
+    def scale(self, loss):
+        return loss
+
+    def unscale_(self, optimizer):
+        pass
+
+    def step(self, optimizer):
+        optimizer.step()
+
+    def update(self):
+        self.updates += 1
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+def test_the_loss_scaler_goes_on(tmp_path):
+    """Mixed precision in fp16: its scale and counters are in the checkpoint, and put back before the first step."""
+    first = make_trainer(ToyTask(), tmp_path, iters=2, save_interval=2)
+    first.scaler = Scaler(512.0, 3)
+    first.run()
+    assert first.scaler.updates == 2
+    second = make_trainer(ToyTask(), tmp_path, iters=4, save_interval=2, resume_model="auto")
+    second.scaler = Scaler(1024.0, 0)
+    second.run()
+    assert sorted(second.scaler.state) == sorted(first.scaler.state)
+    assert float(np.ravel(second.scaler.state["scale"])[0]) == 512.0
+    assert int(second.scaler.state["incr_count"]) == 3
+    assert second.scaler.updates == 2
