@@ -11,16 +11,15 @@ step of HRNet_W48 with the loss (minutes on a CPU, and 20 GB), to say what share
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from paddle_vheat.cpu import configure_cpu
 
 print(configure_cpu())
+
+import _common as common  # noqa: E402
 
 from paddle_vheat._paddle import F, paddle  # noqa: E402
 from paddle_vheat.integrations.paddleseg import component  # noqa: E402
@@ -100,14 +99,7 @@ def training_step() -> dict[str, float]:
         logits, preds = model(images)
         (F.cross_entropy(logits, label, axis=1) + 0.1 * contrast(preds)).backward()
 
-    return {"step": _seconds(step), "loss": spent}
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    run()
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    return {"step": common.seconds(step, repeats=1), "loss": spent}
 
 
 def main() -> None:
@@ -131,8 +123,7 @@ def main() -> None:
             f"training step of HRNet_W48, 512 x 1024, batch 1: {found['step']:.1f} s, of which the loss "
             f"{found['loss']:.2f} s ({100 * found['loss'] / found['step']:.1f} %)"
         )
-    if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    common.write_json(args.json, report)
 
 
 if __name__ == "__main__":

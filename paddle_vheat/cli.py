@@ -141,6 +141,13 @@ def load_checkpoint(task: Any, path: str | None) -> None:
     print(f"{path}: {task.load(path)}", flush=True)
 
 
+def _load_into(report: Any, task: Any, path: str | None) -> None:
+    """:func:`load_checkpoint` if the configuration is sound; a mistake goes into the report."""
+    if not task.broken:
+        with report.collecting():
+            load_checkpoint(task, path)
+
+
 def _guarded(run: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Any) -> int:
     """Run a command; a mistake of the user's is one line, not a traceback."""
     args = parser.parse_args(argv)
@@ -257,9 +264,7 @@ def _val(args: argparse.Namespace) -> int:
 
     report = Report()
     task = _make_task(args, report)
-    if not task.broken:
-        with report.collecting():
-            load_checkpoint(task, args.model_path)
+    _load_into(report, task, args.model_path)
     if "val_dataset" not in task.broken:
         with report.collecting():
             check_data(task, report, "val_dataset", "the validation data", args.check_data, args.num_workers)
@@ -313,9 +318,7 @@ def _predict(args: argparse.Namespace) -> int:
     task = _make_task(args, report)
     with report.collecting():
         images = list_images(args.image_path)
-    if not task.broken:
-        with report.collecting():
-            load_checkpoint(task, args.model_path)
+    _load_into(report, task, args.model_path)
     report.close()
     written = task.predict(images, args.save_dir, **options)
     print(f"{len(images)} images; written: {written}")
@@ -379,9 +382,7 @@ def _export(args: argparse.Namespace) -> int:
 
     report = Report()
     task = _make_task(args, report)
-    if not task.broken:
-        with report.collecting():
-            load_checkpoint(task, args.model_path)
+    _load_into(report, task, args.model_path)
     report.close()
     say = functools.partial(print, flush=True)
     export_model(task, args.save_dir, args.input_shape, args.output_op, say, args.format)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from paddle_vheat._paddle import F, paddle
 from paddle_vheat.engine.data import load_batches
 from paddle_vheat.engine.evaluate import ValidationSamples, undo_list
-from paddle_vheat.losses.sampling import gather_pixels, group_pixels, resize_labels
+from paddle_vheat.losses.sampling import draw_per_class, gather_pixels, resize_labels
 
 METHODS = ("pca", "tsne")
 
@@ -116,11 +116,8 @@ def collect(model: Any, dataset: Any, num_classes: int, pixels: int = 20, seed: 
 
 def _draw(labels: Any, num_classes: int, pixels: int, ignore_index: int) -> tuple[Any, np.ndarray]:
     """Positions of up to ``pixels`` random pixels of each class of an image (1, P), and their classes."""
-    grouped = group_pixels(labels, labels, num_classes, ignore_index)
-    order, starts = grouped.order.numpy(), [*grouped.starts.numpy()[:-1:2].tolist(), int(grouped.starts[-1])]
-    taken = [order[a : min(a + pixels, b)] for a, b in zip(starts, starts[1:])]
-    classes = np.repeat(np.arange(num_classes), [len(part) for part in taken])
-    return paddle.to_tensor(np.concatenate(taken)), classes
+    index, present = (found.numpy() for found in draw_per_class(labels, num_classes, pixels, ignore_index))
+    return paddle.to_tensor(index[present]), np.nonzero(present)[0]
 
 
 def project(embeddings: Embeddings, method: str = "pca", limit: int = 3000, seed: int = 0) -> Embeddings:

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from paddle_vheat import __version__
+from paddle_vheat._arguments import check_whole_number
 from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.engine.checkpoint import (
     CheckpointError,
@@ -33,7 +34,6 @@ from paddle_vheat.engine.checkpoint import (
     sole_writer,
 )
 from paddle_vheat.engine.data import (
-    MOST_WORKERS,
     IterationSampler,
     SeededDataset,
     derived_seed,
@@ -95,12 +95,7 @@ class Trainer:
         lowest = dict.fromkeys(("iters", "batch_size", "save_interval", "log_iters", "accumulation"), 1)
         lowest.update(seed=0, num_workers=0, keep_checkpoint_max=0, max_skipped_steps=0)
         for name, least in lowest.items():
-            value = getattr(options, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        for name, most in {"num_workers": MOST_WORKERS, "batch_size": 10**5, "accumulation": 10**5}.items():
-            if getattr(options, name) > most:
-                raise ValueError(f"{name} must be at most {most}, got {getattr(options, name)}")
+            check_whole_number(name, getattr(options, name), least)
         if options.early_stop_intervals is not None and options.early_stop_intervals < 1:
             raise ValueError(f"early_stop_intervals must be at least 1, got {options.early_stop_intervals}")
         if options.early_stop_intervals is not None and not options.do_eval:
@@ -287,8 +282,7 @@ class Trainer:
         options = self.options
         _seed_all(derived_seed(options.seed, self.iteration, self.rank))
         losses: list[Any] = []
-        watched = [self.model] + ([self.task.loss_layers] if self._loss_state() else [])
-        before = untrained_state(watched) if options.max_skipped_steps else []
+        before = untrained_state([self.model, *self._loss_layers()]) if options.max_skipped_steps else []
         for i, batch in enumerate(batches):
             # Gradients are exchanged between processes once, with the last batch.
             batch = self.task.prepare_batch(batch, derived_seed(options.seed, self.iteration, self.rank, i + 1))
@@ -508,8 +502,8 @@ class Trainer:
         }
         if self.ema is not None:
             arrays["ema_model.pdparams"] = self.ema.state_dict()
-        if self._loss_state():
-            arrays["loss.pdparams"] = self._loss_state()
+        for losses in self._loss_layers():
+            arrays["loss.pdparams"] = losses.state_dict()
         state = {
             "best": self.best,
             "best_reports": self.best_reports,
@@ -535,9 +529,10 @@ class Trainer:
             prune_checkpoints(self.save_dir, self.options.keep_checkpoint_max, self.iteration)
         self.say(f"saved {folder}")
 
-    def _loss_state(self) -> dict[str, Any]:
-        """What the losses remember, such as a memory bank."""
-        return self.task.loss_layers.state_dict() if hasattr(self.task, "loss_layers") else {}
+    def _loss_layers(self) -> list[Any]:
+        """The losses that remember, such as by a memory bank, as one layer; [] if none does."""
+        layers = getattr(self.task, "loss_layers", ())
+        return [layers] if len(layers) else []
 
     def _resume(self, where: str) -> None:
         if where == "auto":
@@ -562,10 +557,10 @@ class Trainer:
             )
         load_state(self.model, arrays["model.pdparams"], str(folder / "model.pdparams"))
         restore_optimizer(self.optimizer, self.model, arrays["model.pdopt"])
-        if self._loss_state():
+        for losses in self._loss_layers():
             if "loss.pdparams" not in arrays:
                 raise CheckpointError(f"{folder}: holds no state of the losses, and this run's have one")
-            load_state(self.task.loss_layers, arrays["loss.pdparams"], str(folder / "loss.pdparams"))
+            load_state(losses, arrays["loss.pdparams"], str(folder / "loss.pdparams"))
         with warnings.catch_warnings():
             # LinearWarmup says so of its own state, always.
             warnings.filterwarnings("ignore", "There are some unused values in state_dict")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,12 @@ vHeat_small = _variant("vheat_small", 0.4)
 vHeat_base = _variant("vheat_base", 0.5)
 
 
+def _start_from(model: Any, pretrained: str | None, load: Callable[[Any, str], LoadReport]) -> None:
+    """Fill a new model from the checkpoint that its configuration names, if it names one, and say so."""
+    if pretrained is not None:
+        logger.info(f"{type(model).__name__} from {pretrained}: {load(model, pretrained)}")
+
+
 class UPerNetMMSeg(UPerNet):
     """:class:`paddle_vheat.models.UPerNet` as a PaddleSeg model.
 
@@ -132,8 +138,7 @@ class UPerNetMMSeg(UPerNet):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(num_classes, backbone, channels, aux_channels, dropout)
-        if pretrained is not None:
-            logger.info(f"UPerNetMMSeg from {pretrained}: {load_segmentor(self, pretrained)}")
+        _start_from(self, pretrained, load_segmentor)
 
 
 class UPerNetContrast(contrast.UPerNetContrast):
@@ -155,8 +160,7 @@ class UPerNetContrast(contrast.UPerNetContrast):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(num_classes, backbone, channels, aux_channels, dropout, proj_dim)
-        if pretrained is not None:
-            logger.info(f"UPerNetContrast from {pretrained}: {load_segmentor(self, pretrained)}")
+        _start_from(self, pretrained, load_segmentor)
 
 
 class PixelContrastSegmentor(contrast.PixelContrastSegmentor):
@@ -179,8 +183,7 @@ class PixelContrastSegmentor(contrast.PixelContrastSegmentor):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(num_classes, backbone, proj_dim, drop_prob, backbone_indices, align_corners)
-        if pretrained is not None:
-            logger.info(f"PixelContrastSegmentor from {pretrained}: {load_weights(self, pretrained)}")
+        _start_from(self, pretrained, load_weights)
 
 
 for _backbone in (vHeat, vHeat_tiny, vHeat_small, vHeat_base):

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from paddle_vheat._arguments import check_whole_number
 from paddle_vheat._paddle import F, nn, paddle
-from paddle_vheat.losses.sampling import check_whole_number, gather_pixels, group_pixels
+from paddle_vheat.losses.sampling import draw_per_class, gather_pixels
 
 Tensor = Any
 
@@ -58,7 +59,7 @@ class MemoryBank(nn.Layer):
         super().__init__()
         sizes = {"num_classes": num_classes, "channels": channels, "memory_size": memory_size}
         for name, value in {**sizes, "pixel_update_freq": pixel_update_freq}.items():
-            check_whole_number("MemoryBank", name, value, 1)
+            check_whole_number(f"MemoryBank: {name}", value, 1)
         self.num_classes = num_classes
         self.channels = channels
         self.memory_size = memory_size
@@ -111,14 +112,8 @@ class MemoryBank(nn.Layer):
 
     def _pixels(self, embedding: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Random pixels of each class in each image (N, classes, K, D), and which of the K there are."""
-        # With all of them rightly predicted, a class is one group in random order.
-        grouped = group_pixels(labels, labels, self.num_classes, ignore_index=-1)
-        starts = grouped.starts[:-1].reshape([-1, 2])[:, :1]
-        ends = paddle.concat([starts[1:], grouped.starts[-1:].unsqueeze(1)])
-        place = starts + paddle.arange(self.pixel_update_freq).unsqueeze(0)
-        present = place < ends
-        index = paddle.gather(grouped.order, paddle.clip(place.flatten(), max=grouped.order.shape[0] - 1))
-        entries = F.normalize(gather_pixels(embedding, index), axis=1)
+        index, present = draw_per_class(labels, self.num_classes, self.pixel_update_freq, ignore_index=-1)
+        entries = F.normalize(gather_pixels(embedding, index.flatten()), axis=1)
         shape = [labels.shape[0], self.num_classes, self.pixel_update_freq]
         return entries.reshape([*shape, self.channels]), present.reshape(shape)
 

@@ -14,12 +14,6 @@ from paddle_vheat._paddle import paddle
 Tensor = Any
 
 
-def check_whole_number(owner: str, name: str, value: Any, least: int) -> None:
-    """Raise a ValueError for an argument that is no whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{owner}: {name} must be a whole number of at least {least}, got {value!r}")
-
-
 def resize_labels(labels: Tensor, height: int, width: int) -> Tensor:
     """Labels at the size of an embedding, by nearest neighbour: int64 (N, height, width).
 
@@ -97,6 +91,25 @@ def group_pixels(labels: Tensor, predictions: Tensor, num_classes: int, ignore_i
     order = paddle.argsort(keys)
     starts = paddle.searchsorted(paddle.gather(keys, order), paddle.arange(groups + 1) * total)
     return GroupedPixels(order, starts)
+
+
+def draw_per_class(labels: Tensor, num_classes: int, count: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Up to ``count`` random pixels of every class of every image.
+
+    Args:
+        labels: int64 (N, P).
+
+    Returns:
+        int64 (N * num_classes, count), positions in the flattened batch, and bool of the same shape: which are there.
+    """
+    # With all of them rightly predicted, a class is one group in random order.
+    grouped = group_pixels(labels, labels, num_classes, ignore_index)
+    starts = grouped.starts[:-1].reshape([-1, 2])[:, :1]
+    ends = paddle.concat([starts[1:], grouped.starts[-1:].unsqueeze(1)])
+    place = starts + paddle.arange(count).unsqueeze(0)
+    last = grouped.order.shape[0] - 1
+    index = paddle.gather(grouped.order, paddle.clip(place.flatten(), max=last))
+    return index.reshape(place.shape), place < ends
 
 
 @dataclass(frozen=True)

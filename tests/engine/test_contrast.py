@@ -20,16 +20,8 @@ from tests.engine.test_trainer import assert_same_checkpoint, train
 
 def contrast_config(root: Path, **loss) -> dict:
     """A bank of five slots, which is full and wraps around after a few steps, and two iterations of warm-up."""
-    config = tiny.cityscapes_config(root)
-    config["model"].update(type="UPerNetContrast", proj_dim=8)
-    contrast = {"type": "PixelContrastLoss", "max_views": 2, "max_samples": 100, "warmup_iters": 2}
-    contrast.update(memory_size=5, num_classes=19, proj_dim=8, pixel_update_freq=3)
-    cross_entropy = {"type": "CrossEntropyLoss"}
-    config["loss"] = {
-        "types": [cross_entropy, {**contrast, **loss}, dict(cross_entropy)],
-        "coef": [1.0, 0.1, 0.4],
-    }
-    return config
+    bank = {"memory_size": 5, "num_classes": 19, "proj_dim": 8, "pixel_update_freq": 3}
+    return tiny.contrast_config(root, **{**bank, "warmup_iters": 2, **loss})
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -142,11 +142,7 @@ def test_the_picture_has_the_colours_of_the_classes(tmp_path):
 
 
 def test_the_command(cityscapes, tmp_path):
-    config = tiny.cityscapes_config(cityscapes)
-    config["model"].update(type="UPerNetContrast", proj_dim=8)
-    config["loss"]["types"].insert(1, {"type": "PixelContrastLoss"})
-    config["loss"]["types"].append({"type": "CrossEntropyLoss"})
-    config["loss"]["coef"] = [1.0, 0.1, 0.4]
+    config = tiny.contrast_config(cityscapes)
     save_weights(tiny.make_task(config).model, tmp_path / "model.pdparams")
     path = tiny.write_config(tmp_path / "contrast.yml", config)
     command = ["tools/embedding_report.py", "--config", path, "--model_path", tmp_path, "--save_dir", tmp_path / "out"]

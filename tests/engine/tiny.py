@@ -129,6 +129,18 @@ def cityscapes_config(root: Path, augment: bool = True) -> dict[str, Any]:
     return copy.deepcopy({**base_config(19, crop), "train_dataset": train, "val_dataset": val})
 
 
+def contrast_config(root: Path, coef: float = 0.1, **loss: Any) -> dict[str, Any]:
+    """:func:`cityscapes_config` with a projection head and the pixel contrast loss, whose arguments are ``loss``."""
+    config = cityscapes_config(root)
+    config["model"].update(type="UPerNetContrast", proj_dim=8)
+    contrast = {"type": "PixelContrastLoss", "max_views": 2, "max_samples": 100, **loss}
+    config["loss"] = {
+        "types": [{"type": "CrossEntropyLoss"}, contrast, {"type": "CrossEntropyLoss"}],
+        "coef": [1.0, coef, 0.4],
+    }
+    return config
+
+
 def ade20k_config(root: Path) -> dict[str, Any]:
     """Tiny model on :func:`write_ade20k`."""
     train = {"type": "ADE20K", "dataset_root": str(root), "transforms": AUGMENTATION, "mode": "train"}

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from paddle_vheat.config import ConfigError
+from paddle_vheat.engine.check import check_outputs
 from paddle_vheat.integrations import paddleseg as seg
 from paddle_vheat.weights.loading import load_weights
 from tests.conftest import paddle, relative_error
@@ -104,17 +105,6 @@ def test_on_backbones_of_paddleseg(name, indices):
 CONTRAST = {"type": "PixelContrastLoss", "max_views": 2, "max_samples": 200}
 
 
-def contrast_config(root, coef=0.1, **loss):
-    config = tiny.cityscapes_config(root)
-    config["model"].update(type="UPerNetContrast", proj_dim=8)
-    cross_entropy = {"type": "CrossEntropyLoss"}
-    config["loss"] = {
-        "types": [dict(cross_entropy), {**CONTRAST, **loss}, dict(cross_entropy)],
-        "coef": [1.0, coef, 0.4],
-    }
-    return config
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return tiny.write_cityscapes(tmp_path_factory.mktemp("data") / "scenes")
@@ -127,7 +117,7 @@ def test_the_loss_from_yaml_with_any_coefficient(root, tmp_path, coef):
     from paddleseg.cvlibs import Config, SegBuilder
 
     path = tmp_path / "contrast.yml"
-    path.write_text(yaml.safe_dump(contrast_config(root, coef)), encoding="utf-8")
+    path.write_text(yaml.safe_dump(tiny.contrast_config(root, coef)), encoding="utf-8")
     builder = SegBuilder(Config(str(path)))
     model, losses = builder.model, builder.loss
     assert losses["types"][1].ignore_index == 255
@@ -147,7 +137,7 @@ def test_the_loss_from_yaml_with_any_coefficient(root, tmp_path, coef):
 
 
 def test_in_our_task_it_is_the_second_part(root):
-    task = tiny.make_task(contrast_config(root, 0.5))
+    task = tiny.make_task(tiny.contrast_config(root, 0.5))
     item = task.train_dataset[0]
     batch = {"img": paddle.to_tensor(item["img"][None]), "label": paddle.to_tensor(item["label"][None])}
     paddle.seed(1)
@@ -158,26 +148,27 @@ def test_in_our_task_it_is_the_second_part(root):
 
 
 def test_the_loss_at_the_wrong_position(root):
-    config = contrast_config(root)
+    config = tiny.contrast_config(root)
     config["loss"]["types"] = [{"type": "CrossEntropyLoss"}, {"type": "CrossEntropyLoss"}, dict(CONTRAST)]
     task = tiny.make_task(config)
     item = task.train_dataset[0]
     batch = {"img": paddle.to_tensor(item["img"][None]), "label": paddle.to_tensor(item["label"][None])}
-    with pytest.raises(
-        ConfigError, match=r"'loss.types.1' is CrossEntropyLoss, .* \{seg, embed\}, which PixelContrast"
-    ):
+    told = r"'loss.types.1' is CrossEntropyLoss, .* \{seg, embed\}, which PixelContrast"
+    with pytest.raises(ConfigError, match=told):
+        check_outputs(task)  # before the first step
+    with pytest.raises(ConfigError, match=told):
         task.forward_loss(task.model, batch)
 
 
 @pytest.mark.parametrize(("key", "value"), [("proj_dim", 9), ("num_classes", 18)])
 def test_a_bank_for_another_model(root, key, value):
-    config = contrast_config(root, memory_size=5, **{"num_classes": 19, "proj_dim": 8, key: value})
+    config = tiny.contrast_config(root, memory_size=5, **{"num_classes": 19, "proj_dim": 8, key: value})
     with pytest.raises(ConfigError, match=rf"'loss.types.1.{key}' is {value}, and 'model.{key}' is"):
         tiny.make_task(config)
 
 
 def test_accumulation_is_told_to_the_warm_up(root):
-    config = contrast_config(root, warmup_iters=3)
+    config = tiny.contrast_config(root, warmup_iters=3)
     config["accumulation"] = 4
     assert tiny.make_task(config).losses["types"][1].calls_per_iteration == 4
 

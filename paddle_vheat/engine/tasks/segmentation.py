@@ -22,10 +22,20 @@ from paddle_vheat.weights.loading import LoadReport, load_weights
 Tensor = Any
 
 
+def _parts(loss: Any) -> list[Any]:
+    """What a MixedLoss is made of; any other loss is itself."""
+    return list(getattr(loss, "losses", [loss]))
+
+
+def _contrast_losses(types: list[Any]) -> list[PixelContrastLoss]:
+    """Our contrast losses, each once: one may stand at several positions."""
+    parts = [part for loss in types for part in _parts(loss)]
+    return list(dict.fromkeys(part for part in parts if isinstance(part, PixelContrastLoss)))
+
+
 def _takes_mapping(loss: Any) -> bool:
     """Whether a loss takes {"seg", "embed"}."""
-    names = {type(part).__name__ for part in getattr(loss, "losses", [loss])}
-    return any("PixelContrast" in name for name in names)
+    return any("PixelContrast" in type(part).__name__ for part in _parts(loss))
 
 
 class SegmentationTask:
@@ -185,17 +195,14 @@ class SegmentationTask:
     @cached_property
     def losses(self) -> dict[str, Any]:
         losses = self._clear(lambda: self._builder.loss)
-        for loss in losses["types"]:
-            for part in getattr(loss, "losses", [loss]):
-                if hasattr(part, "calls_per_iteration"):
-                    part.calls_per_iteration = self.accumulation
+        for contrast in _contrast_losses(losses["types"]):
+            contrast.calls_per_iteration = self.accumulation
         return losses
 
     @cached_property
     def loss_layers(self) -> Any:
         """The losses that remember, such as a memory bank, in one layer: its state belongs into checkpoints."""
-        parts = [part for loss in self.losses["types"] for part in getattr(loss, "losses", [loss])]
-        return nn.LayerList(dict.fromkeys(part for part in parts if isinstance(part, PixelContrastLoss)))
+        return nn.LayerList(_contrast_losses(self.losses["types"]))
 
     @property
     def clip_norm(self) -> float | None:
@@ -295,24 +302,25 @@ class SegmentationTask:
         self._clear(lambda: check_options(self.test_options))
 
     def check_outputs(self, outputs: Any) -> None:
-        """Raise a ConfigError if the model gives another number of outputs in training than there are losses."""
+        """Raise a ConfigError if the model's outputs in training are not what the losses take, by position."""
         given, losses = len(outputs), len(self.losses["types"])
         if given != losses:
             raise ConfigError(
                 f"{self.source}: the model gives {given} outputs in training, but 'loss' has {losses} "
                 "types and coefficients; they go by position"
             )
-
-    def _positional_losses(self, logits: Any, label: Tensor, batch: dict[str, Any]) -> list[Tensor]:
-        types, coefficients = self.losses["types"], self.losses["coef"]
-        self.check_outputs(logits)
-        parts: list[Tensor] = []
-        for i, (output, loss, coefficient) in enumerate(zip(logits, types, coefficients)):
+        for i, (output, loss) in enumerate(zip(outputs, self.losses["types"])):
             if isinstance(output, dict) and not _takes_mapping(loss):
                 raise ConfigError(
                     f"{self.source}: 'loss.types.{i}' is {type(loss).__name__}, and the model's output at that "
                     f"position is {{{', '.join(output)}}}, which PixelContrastLoss takes"
                 )
+
+    def _positional_losses(self, logits: Any, label: Tensor, batch: dict[str, Any]) -> list[Tensor]:
+        types, coefficients = self.losses["types"], self.losses["coef"]
+        self.check_outputs(logits)
+        parts: list[Tensor] = []
+        for output, loss, coefficient in zip(logits, types, coefficients):
             if getattr(loss, "edge_label", False):
                 value = loss(output, batch["edge"].astype("int64"))
             elif type(loss).__name__ == "KLLoss":
