@@ -95,27 +95,29 @@ def multiply_adds() -> Iterator[list[int]]:
             setattr(operations, name, original)
 
 
-def resident_mib(peak: bool = False) -> float:
-    """Resident memory of this process, now or at its peak (Linux)."""
-    key = "VmHWM" if peak else "VmRSS"
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
+def allocated_mib() -> float:
+    """What Paddle has allocated for tensors and kernels' buffers on the CPU, in MiB."""
+    return paddle.base.core.host_memory_stat_current_value("Allocated", 0) / 2**20
 
 
 def peak_mib(run: Callable[[], Any]) -> float:
-    """By how much resident memory grows at most while ``run`` runs (Linux)."""
-    # Forgets the peak so far, which may date from importing libraries or building weights.
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    before = resident_mib()
+    """By how much that grows at most while ``run`` runs.
+
+    By Paddle's own account, which knows every allocation: the size of the process says less, since freed memory is
+    kept for the next operator and the libraries' buffers come and go.
+    """
+    before = allocated_mib()
+    paddle.base.core.host_memory_stat_reset_peak_value("Allocated", 0)
     run()
-    return max(resident_mib(peak=True) - before, 0.0)
+    return paddle.base.core.host_memory_stat_peak_value("Allocated", 0) / 2**20 - before
 
 
 def in_own_process(script: str, job: dict[str, Any], **environment: str) -> dict[str, Any]:
-    """Run ``script --job JSON`` and read the JSON that it prints last: memory is measured per process."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "FLAGS_"))}
+    """Run ``script --job JSON`` and read the JSON that it prints last.
+
+    Results of one process do not depend on what another left behind: threads that spin, caches, settings.
+    """
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "FLAGS_"))}
     result = subprocess.run(
         [sys.executable, script, "--job", json.dumps(job)],
         cwd=ROOT,

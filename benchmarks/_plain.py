@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from paddle_vheat._paddle import nn, paddle
+from paddle_vheat._paddle import F, nn, paddle
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -61,6 +61,36 @@ class PlainTrunk(nn.Layer):
     def forward(self, x: Any) -> list[Any]:
         maps = self.port.stages(x)
         return [norm(m.transpose([0, 2, 3, 1])).transpose([0, 3, 1, 2]) for norm, m in zip(self.norms, maps)]
+
+
+class PlainUPerNet(nn.Layer):
+    """The decoders of a :class:`paddle_vheat.models.UPerNet` line by line, with Paddle's own resizing, on a plain trunk."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.trunk = PlainTrunk(model.backbone)
+        self.head, self.auxiliary = model.decode_head, model.auxiliary_head
+
+    def forward(self, x: Any) -> list[Any]:
+        maps = self.trunk(x)
+        head, last = self.head, maps[-1]
+        pooled = [last]
+        for branch in head.pyramid:
+            pooled.append(_resize(branch.project(F.adaptive_avg_pool2d(last, branch.bins)), last))
+        levels = [lateral(feature) for lateral, feature in zip(head.laterals, maps)]
+        levels.append(head.bottleneck(paddle.concat(pooled, axis=1)))
+        for i in (3, 2, 1):
+            levels[i - 1] = levels[i - 1] + _resize(levels[i], levels[i - 1])
+        levels = [conv(level) for conv, level in zip(head.fpn, levels)] + levels[-1:]
+        fused = head.fuse(paddle.concat([levels[0]] + [_resize(level, levels[0]) for level in levels[1:]], axis=1))
+        logits = [head.classifier(head.dropout(fused))]
+        if self.training:
+            logits.append(self.auxiliary(maps[2]))
+        return [_resize(logit, x) for logit in logits]
+
+
+def _resize(x: Any, like: Any) -> Any:
+    return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=False)
 
 
 def _register(layer: Any) -> None:

@@ -41,12 +41,13 @@ def build(kind: str, size: int, form: str) -> Any:
     if kind == "classifier":
         ours = create_model("vheat_tiny", img_size=size, drop_path_rate=0.0, recompute=recompute)
         return _plain.PlainClassifier(ours) if form == "plain" else ours
-    trunk = VHeat(img_size=size, drop_path_rate=0.0, recompute=recompute)
-    return UPerNet(150, _plain.PlainTrunk(trunk) if form == "plain" else trunk)
+    ours = UPerNet(150, VHeat(img_size=size, drop_path_rate=0.0, recompute=recompute))
+    return _plain.PlainUPerNet(ours) if form == "plain" else ours
 
 
 def measure(job: dict[str, Any]) -> dict[str, float]:
-    """Seconds and peak memory beyond model and batch (MiB, gradients included) of a training step."""
+    """Seconds of a training step, peak memory (MiB), and how much of it the step adds to the model, the optimizer's
+    state and the batch: activations, gradients and buffers."""
     model = build(job["kind"], job["size"], job["form"])
     model.train()
     optimizer = paddle.optimizer.AdamW(1e-4, parameters=model.parameters())
@@ -67,8 +68,8 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
         optimizer.clear_grad()
 
     step()  # makes the optimizer's state, which is the same in every form
-    peak = common.peak_mib(step)
-    return {"seconds": common.seconds(step, repeats=3), "peak_mib": peak}
+    constant, added = common.allocated_mib(), common.peak_mib(step)
+    return {"seconds": common.seconds(step, repeats=3), "peak_mib": constant + added, "step_mib": added}
 
 
 def data_speed(folder: Path) -> dict[str, float]:
@@ -129,10 +130,13 @@ def main() -> None:
         report[name] = rows
         plain = rows["plain"]
         print(f"\n{name}, batch {JOBS[name]['batch']}")
-        print(f"{'':<18} {'s / step':>9} {'times faster':>13} {'peak MiB':>9} {'less memory':>12}")
+        print(f"{'':<18} {'s / step':>9} {'':>7} {'peak MiB':>9} {'less':>6} {'of it the step':>15} {'less':>6}")
         for form, row in rows.items():
-            faster, less = plain["seconds"] / row["seconds"], 100 * (1 - row["peak_mib"] / plain["peak_mib"])
-            print(f"{form:<18} {row['seconds']:>9.2f} {faster:>12.2f}x {row['peak_mib']:>9.0f} {less:>10.0f} %")
+            faster = plain["seconds"] / row["seconds"]
+            cells = []
+            for key, width in (("peak_mib", 9), ("step_mib", 15)):
+                cells.append(f"{row[key]:>{width}.0f} {100 * (1 - row[key] / plain[key]):>4.0f} %")
+            print(f"{form:<18} {row['seconds']:>9.2f} {faster:>6.2f}x {' '.join(cells)}")
     with tempfile.TemporaryDirectory() as folder:
         report["images_per_second_and_core"] = speeds = data_speed(Path(folder))
     print("\ndata, images per second and core: " + ", ".join(f"{name} {speed:.1f}" for name, speed in speeds.items()))

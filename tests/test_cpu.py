@@ -16,7 +16,7 @@ CHILD = """
 import json, os, sys
 from pathlib import Path
 import paddle_vheat.cpu as cpu
-cpu._is_amd = lambda: {amd}
+cpu._mkl_path_for_amd = lambda: {path!r}
 cpu.count_cores = lambda: {cores}
 line = cpu.configure_cpu()
 loaded = [name for name in ("paddle", "numpy") if name in sys.modules]
@@ -33,8 +33,8 @@ def environment(**variables):
     return {**inherited, "PYTHONPATH": str(ROOT), **variables}
 
 
-def child(amd=True, cores=6, **variables):
-    code = CHILD.format(amd=amd, cores=cores, variables=VARIABLES)
+def child(path="7", cores=6, **variables):
+    code = CHILD.format(path=path, cores=cores, variables=VARIABLES)
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(**variables), capture_output=True, text=True, check=True
     )
@@ -46,12 +46,15 @@ def child(amd=True, cores=6, **variables):
 
 def test_sets_what_is_unset():
     line, values = child()
+    assert values == ["6", "7", "0"]
+    assert line == "CPU: 6 threads, MKL's AVX-512 path"
+    line, values = child(path="5")
     assert values == ["6", "5", "0"]
-    assert line == "CPU: 6 threads, MKL fast path for AMD"
+    assert line == "CPU: 6 threads, MKL's AVX2 path"
 
 
 def test_on_other_processors_than_amd():
-    line, values = child(amd=False)
+    line, values = child(path=None)
     assert values == ["6", None, "0"]
     assert line == "CPU: 6 threads"
 
@@ -77,7 +80,7 @@ def test_processes_share_the_cores(cores, processes, threads):
 
 def launched(**variables):
     """As ``paddle.distributed.launch`` does it: Paddle's import sets the thread number of the launcher to 1."""
-    code = CHILD.format(amd=False, cores=6, variables=VARIABLES)
+    code = CHILD.format(path=None, cores=6, variables=VARIABLES)
     launcher = (
         "import os, subprocess, sys\n"
         "os.environ.setdefault('OMP_NUM_THREADS', '1')\n"
@@ -113,18 +116,37 @@ def test_cores_are_those_of_this_process():
     assert done.stdout == "1\n"
 
 
-def test_processor_is_read_from_the_system(monkeypatch):
+AVX2 = "fpu sse4_2 avx fma avx2"
+AVX512 = f"{AVX2} avx512f avx512dq avx512cd avx512bw avx512vl avx512_vnni"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "path"),
+    [
+        ("AuthenticAMD", AVX512, "7"),
+        ("AuthenticAMD", AVX2, "5"),
+        # A path whose instructions the processor lacks kills the process: none is better than a wrong one.
+        ("AuthenticAMD", AVX512.replace(" avx512vl", ""), "5"),
+        ("AuthenticAMD", "fpu sse4_2 avx", None),
+        ("GenuineIntel", AVX512, None),
+    ],
+)
+def test_path_is_one_that_the_processor_can_run(monkeypatch, vendor, flags, path):
     from paddle_vheat import cpu
 
-    for text, amd in (("vendor_id : AuthenticAMD", True), ("vendor_id : GenuineIntel", False)):
-        monkeypatch.setattr(Path, "read_text", lambda *_, text=text, **__: text)
-        assert cpu._is_amd() is amd
+    text = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\nbugs\t\t: avx2\n\nprocessor\t: 1\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    assert cpu._mkl_path_for_amd() == path
+
+
+def test_no_path_where_the_processor_is_unknown(monkeypatch):
+    from paddle_vheat import cpu
 
     def absent(*_, **__):
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", absent)
-    assert cpu._is_amd() is False
+    assert cpu._mkl_path_for_amd() is None
 
 
 def test_paddle_takes_the_threads():

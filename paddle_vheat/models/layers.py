@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from paddle_vheat._paddle import PADDLE_2, F, nn, paddle
 from paddle_vheat.ops.dct import known_size, size_of
+from paddle_vheat.ops.eager import convolve_concatenated
 
 Tensor = Any
 
@@ -83,3 +85,7 @@ class ConvBNReLU(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)))
+
+    def forward_concatenated(self, maps: Sequence[Tensor]) -> Tensor:
+        """The result for maps (B, C_i, H, W) concatenated along their channels."""
+        return F.relu(self.bn(convolve_concatenated(self.conv, maps)))

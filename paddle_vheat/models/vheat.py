@@ -17,6 +17,7 @@ from paddle_vheat._paddle import PADDLE_2, F, nn, no_autocast, paddle
 from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform, published_normal
 from paddle_vheat.ops import HeatConduction2D, resize_bicubic
 from paddle_vheat.ops.dct import known_size, size_of
+from paddle_vheat.ops.eager import Linear, convolve_channels_last
 
 Tensor = Any
 
@@ -76,8 +77,8 @@ class Stem(nn.Layer):
         self.norm2 = nn.LayerNorm(embed_dim, epsilon=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.norm1(self.conv1(x).transpose([0, 2, 3, 1])))
-        return self.norm2(self.conv2(x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1]))
+        x = F.gelu(self.norm1(convolve_channels_last(self.conv1, x)))
+        return self.norm2(convolve_channels_last(self.conv2, x.transpose([0, 3, 1, 2])))
 
 
 class Downsample(nn.Layer):
@@ -89,7 +90,7 @@ class Downsample(nn.Layer):
         self.norm = nn.LayerNorm(2 * channels, epsilon=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1]))
+        return self.norm(convolve_channels_last(self.conv, x.transpose([0, 3, 1, 2])))
 
 
 class MLP(nn.Layer):
@@ -97,8 +98,8 @@ class MLP(nn.Layer):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, 4 * channels)
-        self.fc2 = nn.Linear(4 * channels, channels)
+        self.fc1 = Linear(channels, 4 * channels)
+        self.fc2 = Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
