@@ -64,7 +64,7 @@ class PlainTrunk(nn.Layer):
 
 
 class PlainUPerNet(nn.Layer):
-    """The decoders of a :class:`paddle_vheat.models.UPerNet` line by line, with Paddle's own resizing, on a plain trunk."""
+    """The decoders of a :class:`paddle_vheat.models.UPerNet` line by line, on a plain trunk."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

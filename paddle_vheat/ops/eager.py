@@ -20,36 +20,37 @@ from paddle_vheat._paddle import F, nn, paddle
 Tensor = Any
 
 
-@paddle.jit.not_to_static
-def _is_eager_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
-    """Whether ``x`` is a value on a CPU, and no hook watches the layers."""
-    watched = any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in layers)
-    return paddle.in_dynamic_mode() and x.place.is_cpu_place() and not watched
+def _is_unwatched_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
+    """Whether ``x`` is on a CPU and no hook watches the layers."""
+    return x.place.is_cpu_place() and not any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in layers)
 
 
-@paddle.jit.not_to_static
-def is_plain_inference(x: Tensor, *layers: nn.Layer) -> bool:
-    """Whether ``layers`` are evaluated on a CPU, and nothing is differentiated, traced or watched by a hook.
+def _is_evaluation_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
+    """Whether nothing is differentiated or watched on a CPU.
 
     The forward pass of a layer in training whose activations are recomputed is not: it must equal the second pass.
     """
     return (
-        _is_eager_on_cpu(x, *layers)
-        and not paddle.is_grad_enabled()
-        and x.size > 0
+        not paddle.is_grad_enabled()
         and not any(layer.training for layer in layers)
+        and _is_unwatched_on_cpu(x, *layers)
+        and x.size > 0
     )
+
+
+# Each public function is one expression: the conversion to a static graph looks into branches that are not taken.
 
 
 class Linear(nn.Linear):
     """``nn.Linear``: the same parameters, names and results."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _linear(self, x) if is_plain_inference(x, self) else super().forward(x)
+        return _linear(self, x) if paddle.in_dynamic_mode() else F.linear(x, self.weight, self.bias)
 
 
-@paddle.jit.not_to_static
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    if not _is_evaluation_on_cpu(x, layer):
+        return F.linear(x, layer.weight, layer.bias)
     rows, columns = layer.weight.shape
     flat = paddle.addmm(layer.bias.unsqueeze(0), x.reshape([-1, rows]), layer.weight)
     return flat.reshape([*x.shape[:-1], columns])
@@ -57,13 +58,16 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def convolve_channels_last(convolution: nn.Conv2D, planes: Tensor) -> Tensor:
     """A convolution that is not grouped, (B, C, H, W) -> (B, H', W', D)."""
-    if is_plain_inference(planes, convolution):
-        return _convolve_channels_last(convolution, planes)
-    return convolution(planes).transpose([0, 2, 3, 1])
+    return (
+        _convolve_channels_last(convolution, planes)
+        if paddle.in_dynamic_mode()
+        else convolution(planes).transpose([0, 2, 3, 1])
+    )
 
 
-@paddle.jit.not_to_static
 def _convolve_channels_last(convolution: nn.Conv2D, planes: Tensor) -> Tensor:
+    if not _is_evaluation_on_cpu(planes, convolution):
+        return convolution(planes).transpose([0, 2, 3, 1])
     weight = convolution.weight
     filters, _, height, width = weight.shape
     stride, padding = convolution._stride[0], convolution._padding
@@ -78,13 +82,16 @@ def _convolve_channels_last(convolution: nn.Conv2D, planes: Tensor) -> Tensor:
 
 def depthwise_then_linear(depthwise: nn.Conv2D, linear: nn.Linear, planes: Tensor) -> Tensor:
     """``linear`` over the channels of ``depthwise`` of (B, C, H, W), both with a bias -> (B, H, W, D)."""
-    if is_plain_inference(planes, depthwise, linear):
-        return _depthwise_then_linear(depthwise, linear, planes)
-    return linear(depthwise(planes).transpose([0, 2, 3, 1]))
+    return (
+        _depthwise_then_linear(depthwise, linear, planes)
+        if paddle.in_dynamic_mode()
+        else linear(depthwise(planes).transpose([0, 2, 3, 1]))
+    )
 
 
-@paddle.jit.not_to_static
 def _depthwise_then_linear(depthwise: nn.Conv2D, linear: nn.Linear, planes: Tensor) -> Tensor:
+    if not _is_evaluation_on_cpu(planes, depthwise, linear):
+        return linear(depthwise(planes).transpose([0, 2, 3, 1]))
     batch, channels, height, width = planes.shape
     spread = F.conv2d(planes, depthwise.weight, None, 1, depthwise._padding, 1, channels)
     out = paddle.matmul(spread.flatten(2), linear.weight, transpose_x=True)
@@ -100,13 +107,16 @@ def convolve_concatenated(convolution: nn.Conv2D, maps: Sequence[Tensor]) -> Ten
     On a CPU, in training too, as the sum of one convolution for each map: Paddle lays out every pixel's neighbourhood
     in memory first, which for the four maps of a feature pyramid of 512 channels at 128 x 128 is 1.2 GB.
     """
-    if _is_eager_on_cpu(maps[0], convolution):
-        return _sum_of_convolutions(convolution, maps)
-    return convolution(paddle.concat(list(maps), axis=1))
+    return (
+        _convolve_concatenated(convolution, maps)
+        if paddle.in_dynamic_mode()
+        else convolution(paddle.concat(list(maps), axis=1))
+    )
 
 
-@paddle.jit.not_to_static
-def _sum_of_convolutions(convolution: nn.Conv2D, maps: Sequence[Tensor]) -> Tensor:
+def _convolve_concatenated(convolution: nn.Conv2D, maps: Sequence[Tensor]) -> Tensor:
+    if not _is_unwatched_on_cpu(maps[0], convolution):
+        return convolution(paddle.concat(list(maps), axis=1))
     out, start = None, 0
     for part in maps:
         end = start + part.shape[1]
