@@ -26,7 +26,8 @@ ONEDNN_NAMES = {
 }
 # Left out of the reduced oneDNN: what hands it single operators, among them interpolation, which crashes on Paddle 3.3,
 # and products that are silently wrong, and what merges reshapes into them. Fused convolutions and products remain.
-ONEDNN_LEFT_OUT = ("onednn_placement_pass", "operator_reshape_onednn_fuse_pass")
+# Each Paddle ignores the name that it does not know: the last one is what 2.6 calls the first.
+ONEDNN_LEFT_OUT = ("onednn_placement_pass", "operator_reshape_onednn_fuse_pass", "mkldnn_placement_pass")
 GPU_MEMORY_MB = 500  # Paddle's first allocation; it grows
 ONNX_ERRORS_ONLY = 3
 

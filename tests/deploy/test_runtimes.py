@@ -82,6 +82,7 @@ REDUCED_CALLS = [
     ("enable_mkldnn",),
     ("delete_pass", "onednn_placement_pass"),
     ("delete_pass", "operator_reshape_onednn_fuse_pass"),
+    ("delete_pass", "mkldnn_placement_pass"),
 ]
 
 
