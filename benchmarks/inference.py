@@ -59,7 +59,7 @@ def runner(model: Any, images: Any, runtime: str, threads: int, folder: Path) ->
             convert_to_onnx(program, params, folder / "model.onnx", "logits")
             run = load_onnx(folder / "model.onnx", threads=threads)
         else:
-            run = load_paddle(program, params, onednn=runtime.endswith("oneDNN"), threads=threads)
+            run = load_paddle(program, params, onednn="full" if runtime.endswith("oneDNN") else "off", threads=threads)
         output = run(array)
     except (RuntimeError, ValueError) as error:
         print(f"{runtime}: {error}", file=sys.stderr)

@@ -26,8 +26,8 @@ GOLDEN = Path(__file__).parent / "golden"
 _PINNED = re.search(r"^paddlepaddle==(.+)$", (Path(__file__).parents[1] / "requirements.txt").read_text(), re.MULTILINE)
 assert _PINNED is not None
 on_pinned_paddle = paddle.__version__ == _PINNED[1]
-# Of the versions that are supported (docs/versions.md), only the pinned one runs our exports by oneDNN.
-onednn_runs = on_pinned_paddle
+# How much of oneDNN is right for our exports, by the versions that are supported (docs/versions.md).
+ONEDNN_HERE = "full" if on_pinned_paddle else "reduced"
 # requirements.txt has the ONNX packages, so with Paddle 3 they are there, or the test fails.
 needs_onnx = pytest.mark.skipif(
     PADDLE_2, reason="paddle2onnx takes Paddle 3; what a user of Paddle 2 is told: test_paddle_2_has_no_onnx"

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from paddle_vheat.config import ConfigError, did_you_mean
+from paddle_vheat.deploy.runtimes import ONEDNN_NAMES
 
 TASKS = ("segmentation", "classification")
 OUTPUT_OPS = ("argmax", "softmax", "none")
@@ -30,7 +31,7 @@ class Description:
         palette: RGB of each class, for pictures; segmentation only.
         model, params: file names of the Paddle export, None if there is none.
         onnx: file name of the ONNX export, None if there is none.
-        onednn: whether oneDNN gave the right results when the export was checked.
+        onednn: how much of oneDNN gave the right results when the export was checked: "full", "reduced" or "off".
         checked_on: versions of the runtimes that the export was checked with, by package name.
         min_size: smallest height and width in pixels that the model takes.
     """
@@ -45,7 +46,7 @@ class Description:
     model: str | None
     params: str | None
     onnx: str | None
-    onednn: bool
+    onednn: str
     checked_on: dict[str, str]
     min_size: int
 
@@ -89,6 +90,13 @@ class _Reader:
         if not (self.path.parent / name).is_file():
             raise FileNotFoundError(f"{self.path}: 'Deploy.{key}' names {name}, and there is no such file beside it")
         return name
+
+
+def _onednn(read: _Reader) -> str:
+    # Exports of before there was a reduced one have true or false; so has `off` in YAML without quotes.
+    if isinstance(read.block.get("onednn", False), bool):
+        return "full" if read.block.get("onednn") else "off"
+    return read.choice("onednn", tuple(ONEDNN_NAMES))
 
 
 def _whole(value: Any) -> bool:
@@ -148,7 +156,7 @@ def read_description(folder: str | Path) -> Description:
         model=read.file("model"),
         params=read.file("params"),
         onnx=read.file("onnx"),
-        onednn=read.checked("onednn", "true or false", lambda v: isinstance(v, bool), False),
+        onednn=_onednn(read),
         checked_on=read.checked(
             "checked_on",
             "package names and versions",

@@ -24,8 +24,8 @@ class Predictor:
     Args:
         folder: what ``export.py`` wrote.
         runtime: "paddle", "onnx", or "auto": ONNX Runtime if the folder has ``model.onnx`` and it is installed, else
-            Paddle Inference. With Paddle on a CPU, oneDNN is used only if the export was checked with it, on the
-            version of Paddle that is installed, and found right.
+            Paddle Inference. With Paddle on a CPU, oneDNN, full or reduced, is used only if the export was checked with
+            it, on the version of Paddle that is installed, and found right.
         threads: of the CPU for one call; default all cores.
         device: "cpu", "gpu" or "gpu:1". GPUs were not run by us.
         precision: "fp32" or, on a GPU, "fp16".
@@ -35,7 +35,8 @@ class Predictor:
 
     Attributes:
         description: the contents of ``deploy.yaml``.
-        runtime: what runs: "Paddle Inference", "Paddle Inference oneDNN" or "ONNX Runtime".
+        runtime: what runs: "Paddle Inference", "Paddle Inference oneDNN", "Paddle Inference oneDNN reduced" or "ONNX
+            Runtime".
 
     Raises:
         FileNotFoundError: if the folder or a file in it is missing.
@@ -67,8 +68,8 @@ class Predictor:
             assert self.description.onnx is not None
             self._run = runtimes.load_onnx(self.description.folder / self.description.onnx, **options)
             return
-        onednn = device == "cpu" and onednn_is_safe(self.description)
-        self.runtime = "Paddle Inference oneDNN" if onednn else "Paddle Inference"
+        onednn = safe_onednn(self.description) if device == "cpu" else "off"
+        self.runtime = runtimes.ONEDNN_NAMES[onednn]
         assert self.description.model is not None
         assert self.description.params is not None
         files = [self.description.folder / name for name in (self.description.model, self.description.params)]
@@ -196,7 +197,7 @@ def choose_runtime(description: Description, wanted: str, device: str = "cpu") -
     return installed[0]
 
 
-def onednn_is_safe(description: Description) -> bool:
-    """Whether oneDNN was found right for this export by the Paddle that is installed."""
+def safe_onednn(description: Description) -> str:
+    """How much of oneDNN was found right for this export by the Paddle that is installed."""
     # Not a matter of newer or older: passes that are wrong or crash came and went between 2.6, 3.2 and 3.3.
-    return description.onednn and description.checked_on.get("paddle") == runtimes.paddle_version()
+    return description.onednn if description.checked_on.get("paddle") == runtimes.paddle_version() else "off"

@@ -18,6 +18,16 @@ from paddle_vheat.cpu import count_cores
 Run = Callable[[np.ndarray], np.ndarray]
 
 PRECISIONS = ("fp32", "fp16")
+# How much of oneDNN, and what Paddle Inference is called with it.
+ONEDNN_NAMES = {
+    "off": "Paddle Inference",
+    "reduced": "Paddle Inference oneDNN reduced",
+    "full": "Paddle Inference oneDNN",
+}
+# Left out of the reduced oneDNN: what hands it single operators, among them interpolation, which crashes on Paddle 3.3,
+# and products that are silently wrong, and what merges reshapes into them. Fused convolutions and products remain.
+# Each Paddle ignores the name that it does not know: the last one is what 2.6 calls the first.
+ONEDNN_LEFT_OUT = ("onednn_placement_pass", "operator_reshape_onednn_fuse_pass", "mkldnn_placement_pass")
 GPU_MEMORY_MB = 500  # Paddle's first allocation; it grows
 ONNX_ERRORS_ONLY = 3
 
@@ -65,7 +75,7 @@ def load_paddle(
     model: Path,
     params: Path,
     *,
-    onednn: bool = False,
+    onednn: str = "off",
     threads: int | None = None,
     device: str = "cpu",
     precision: str = "fp32",
@@ -75,7 +85,8 @@ def load_paddle(
 
     Args:
         model, params: ``model.json`` (``model.pdmodel`` of Paddle 2) and ``model.pdiparams``.
-        onednn: use oneDNN; wrong or crashing for some graphs on some versions of Paddle.
+        onednn: "full", which is wrong or crashes for some graphs on some versions of Paddle, "reduced", which is slower
+            and right for more of them, or "off".
         threads: of the CPU; default all cores.
         device: "cpu", "gpu" or "gpu:1".
         precision: "fp32" or, on a GPU, "fp16".
@@ -84,6 +95,8 @@ def load_paddle(
     from paddle_vheat._paddle import paddle
 
     check_options(device, precision, tensorrt, threads)
+    if onednn not in ONEDNN_NAMES:
+        raise ValueError(f"onednn: expected one of {', '.join(ONEDNN_NAMES)}, got {onednn!r}")
     gpu = parse_device(device)
     if tensorrt is not False and model.suffix == ".json":
         raise ValueError(
@@ -99,7 +112,9 @@ def load_paddle(
         config.disable_gpu()
         config.set_cpu_math_library_num_threads(threads or count_cores())
         # On a CPU it is on unless it is switched off.
-        config.enable_mkldnn() if onednn else config.disable_mkldnn()
+        config.disable_mkldnn() if onednn == "off" else config.enable_mkldnn()
+        for name in ONEDNN_LEFT_OUT if onednn == "reduced" else ():
+            config.delete_pass(name)
     else:
         half = inference.PrecisionType.Half if precision == "fp16" else inference.PrecisionType.Float32
         config.enable_use_gpu(GPU_MEMORY_MB, gpu, half)

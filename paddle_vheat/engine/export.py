@@ -20,11 +20,13 @@ from paddle_vheat.engine.export_check import (
     ONNX,
     ONNX_FILE,
     PADDLE,
+    REDUCED,
     Difference,
     check_inputs,
     check_runtimes,
     first_output,
     program_file,
+    right_onednn,
 )
 from paddle_vheat.engine.export_onnx import convert_to_onnx, onnx_libraries
 from paddle_vheat.models.vheat import MIN_SIZE, VHeat, fold_model
@@ -142,7 +144,8 @@ def export_model(
 
     Returns:
         The differences found. Those of Paddle Inference without oneDNN and of ONNX Runtime are within the bound;
-        where that with oneDNN is not, ``deploy.yaml`` says so.
+        where those with oneDNN are not, it is tried with some passes left out ("reduced"), and ``deploy.yaml`` says
+        which of the two is right, if any.
 
     Raises:
         ExportError: if a runtime's results differ from the model's, or a conversion fails; nothing is then written.
@@ -179,12 +182,14 @@ def export_model(
             if model_format != "paddle":
                 opset = convert_to_onnx(*files, folder / ONNX_FILE, OUTPUT_NAMES[output_op])
                 deploy.update(onnx=ONNX_FILE, opset=opset)
-        names = {"paddle": [PADDLE, ONEDNN], "onnx": [ONNX], "both": [PADDLE, ONEDNN, ONNX]}[model_format]
+        paddles = [PADDLE, ONEDNN, REDUCED]
+        names = {"paddle": paddles, "onnx": [ONNX], "both": [*paddles, ONNX]}[model_format]
         differences.extend(check_runtimes(folder, model, check_inputs(task, shape), output_op, names, say))
         if ONEDNN in names:
-            deploy["onednn"] = all(d.ok for d in differences if d.runtime == ONEDNN)
-            if not deploy["onednn"]:
-                say("oneDNN is not safe for this model on this Paddle: deploy.yaml says so, and Predictor keeps it off")
+            deploy["onednn"] = right_onednn(differences)
+            if deploy["onednn"] != "full":
+                use = "uses the reduced one" if deploy["onednn"] == "reduced" else "keeps it off"
+                say(f"oneDNN is not safe for this model on this Paddle: deploy.yaml says so, and Predictor {use}")
         deploy["checked_on"] = _versions(names)
         (folder / "deploy.yaml").write_text(_deploy_yaml(task, deploy, shape, output_op), encoding="utf-8")
 

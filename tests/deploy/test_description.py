@@ -13,7 +13,7 @@ GOOD = {
     "params": "model.pdiparams",
     "onnx": "model.onnx",
     "opset": 17,
-    "onednn": True,
+    "onednn": "full",
     "checked_on": {"paddle": "3.2.2"},
     "task": "segmentation",
     "transforms": [{"type": "Normalize"}],
@@ -49,7 +49,15 @@ def test_what_is_read(write):
     assert described.checked_on == {"paddle": "3.2.2"}
     assert read_description(write(input_shape=[-1, 3, -1, -1])).size is None
     without = read_description(write(model=None, params=None, onednn=None, checked_on=None, min_size=None))
-    assert (without.model, without.onednn, without.checked_on, without.min_size) == (None, False, {}, 1)
+    assert (without.model, without.onednn, without.checked_on, without.min_size) == (None, "off", {}, 1)
+
+
+def test_how_much_of_onednn(write):
+    for value in ("full", "reduced", "off"):
+        assert read_description(write(onednn=value)).onednn == value
+    # Of exports of before there was a reduced one, and of `off` in YAML without quotes.
+    assert read_description(write(onednn=True)).onednn == "full"
+    assert read_description(write(onednn=False)).onednn == "off"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +77,9 @@ def test_what_is_read(write):
         ({"palette": [[0, 0, 256], [0, 0, 0]]}, "'Deploy.palette' must be a list of"),
         ({"palette": [[0, 0, 0]]}, "'Deploy.palette' must be the colours of 2 classes"),
         ({"palette": None}, "'Deploy.palette' must be the colours of 2 classes, it is not there"),
-        ({"onednn": "yes"}, "'Deploy.onednn' must be true or false, got 'yes'"),
+        ({"onednn": "yes"}, "'Deploy.onednn' must be one of off, reduced, full, got 'yes'"),
+        ({"onednn": "reduce"}, "'Deploy.onednn' must be .*got 'reduce'; did you mean 'reduced'"),
+        ({"onednn": 1}, "'Deploy.onednn' must be one of off, reduced, full, got 1"),
         ({"checked_on": {"paddle": 3.2}}, "'Deploy.checked_on'"),
         ({"min_size": 0}, "'Deploy.min_size'"),
         ({"model": "../model.json"}, "'Deploy.model' must be the name of a file beside it"),

@@ -15,11 +15,11 @@ from paddle_vheat.config import ConfigError
 from paddle_vheat.data.image_file import read_bgr
 from paddle_vheat.data.image_ops import build_ops, pipeline
 from paddle_vheat.deploy import Predictor, predictor, runtimes
-from paddle_vheat.deploy.predictor import choose_runtime, onednn_is_safe
+from paddle_vheat.deploy.predictor import choose_runtime, safe_onednn
 from paddle_vheat.engine.export import export_model
 from paddle_vheat.engine.predict import predict_classes
 from paddle_vheat.models import VHeatClassifier
-from tests.conftest import needs_onnx, onednn_runs, paddle, relative_error
+from tests.conftest import ONEDNN_HERE, needs_onnx, paddle, relative_error
 from tests.deploy.conftest import quiet
 from tests.engine import tiny
 
@@ -182,19 +182,30 @@ def change(folder: Path, target: Path, **values) -> Path:
 def test_onednn_only_where_it_was_found_right(exported, tmp_path):
     """What was right on one version of Paddle crashes or is wrong on another."""
     here = paddle.__version__
-    cases = [(True, here, True), (False, here, False), (True, "3.1.4", False), (True, None, False)]
+    cases = [
+        ("full", here, "full"),
+        (True, here, "full"),  # so it was written before there was a reduced one
+        ("reduced", here, "reduced"),
+        ("off", here, "off"),
+        (False, here, "off"),
+        ("full", "3.1.4", "off"),
+        ("reduced", "3.1.4", "off"),
+        ("full", None, "off"),
+    ]
+    names = {"off": "Paddle Inference", "reduced": "Paddle Inference oneDNN reduced", "full": "Paddle Inference oneDNN"}
+    plain = Predictor(change(exported, tmp_path / "plain", onednn="off")).predict(noise(64, 128))
     for i, (onednn, version, expected) in enumerate(cases):
         checked = {} if version is None else {"paddle": version}
         folder = change(exported, tmp_path / str(i), onednn=onednn, checked_on=checked)
-        if expected and not onednn_runs:
+        if list(names).index(expected) > list(names).index(ONEDNN_HERE):
             # So it is the export's check that keeps users of this version from it.
             with pytest.raises((ValueError, RuntimeError, NotImplementedError)):
                 Predictor(folder).predict(noise(64, 128))
             continue
         predict = Predictor(folder)
-        assert predict.runtime == ("Paddle Inference oneDNN" if expected else "Paddle Inference")
-        assert onednn_is_safe(predict.description) is expected
-        assert predict.predict(noise(64, 128)).shape == (64, 128)
+        assert predict.runtime == names[expected]
+        assert safe_onednn(predict.description) == expected
+        assert agree(predict.predict(noise(64, 128)), plain)
 
 
 def test_what_auto_chooses(exported, monkeypatch):

@@ -78,16 +78,34 @@ def recorded(monkeypatch) -> list[tuple[Any, ...]]:
     return recorder.calls
 
 
-@pytest.mark.parametrize("onednn", [False, True])
-def test_paddle_on_a_cpu(recorded, onednn):
+REDUCED_CALLS = [
+    ("enable_mkldnn",),
+    ("delete_pass", "onednn_placement_pass"),
+    ("delete_pass", "operator_reshape_onednn_fuse_pass"),
+    ("delete_pass", "mkldnn_placement_pass"),
+]
+
+
+@pytest.mark.parametrize(
+    ("onednn", "calls"),
+    [("off", [("disable_mkldnn",)]), ("reduced", REDUCED_CALLS), ("full", [("enable_mkldnn",)])],
+)
+def test_paddle_on_a_cpu(recorded, onednn, calls):
     load_paddle(MODEL, PARAMS, onednn=onednn, threads=3)
     assert recorded == [
         ("Config", "model.pdmodel", "model.pdiparams"),
         ("disable_glog_info",),
         ("disable_gpu",),
         ("set_cpu_math_library_num_threads", 3),
-        ("enable_mkldnn",) if onednn else ("disable_mkldnn",),
+        *calls,
     ]
+
+
+@pytest.mark.parametrize("onednn", ["on", True])
+def test_an_unknown_onednn(recorded, onednn):
+    with pytest.raises(ValueError, match=f"onednn: expected one of off, reduced, full, got {onednn!r}"):
+        load_paddle(MODEL, PARAMS, onednn=onednn)
+    assert recorded == []
 
 
 def test_paddle_takes_all_cores(recorded, monkeypatch):
