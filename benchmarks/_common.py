@@ -84,6 +84,7 @@ def multiply_adds() -> Iterator[list[int]]:
         product(args[0], args[1], flags[0], flags[1], output)
 
     watch("matmul", of_matmul)
+    watch("addmm", lambda args, options, output: product(args[1], args[2], False, False, output))
     watch("bmm", lambda args, options, output: product(args[0], args[1], False, False, output))
     watch("linear", lambda args, options, output: product(args[0], args[1], False, False, output))
     for name in ("conv2d", "depthwise_conv2d"):
