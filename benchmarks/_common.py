@@ -113,16 +113,18 @@ def peak_mib(run: Callable[[], Any]) -> float:
     return paddle.base.core.host_memory_stat_peak_value("Allocated", 0) / 2**20 - before
 
 
-def in_own_process(script: str, job: dict[str, Any], **environment: str) -> dict[str, Any]:
+def in_own_process(script: str, job: dict[str, Any], **environment: str | None) -> dict[str, Any]:
     """Run ``script --job JSON`` and read the JSON that it prints last.
 
-    Results of one process do not depend on what another left behind: threads that spin, caches, settings.
+    Results of one process do not depend on what another left behind: threads that spin, caches, settings. Variables
+    that are None are taken out of its environment.
     """
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "FLAGS_"))}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "FLAGS_"))}
+    wanted = {**inherited, "PYTHONPATH": str(ROOT), **environment}
     result = subprocess.run(
         [sys.executable, script, "--job", json.dumps(job)],
         cwd=ROOT,
-        env={**variables, "PYTHONPATH": str(ROOT), **environment},
+        env={name: value for name, value in wanted.items() if value is not None},
         capture_output=True,
         text=True,
         check=False,

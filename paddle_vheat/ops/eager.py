@@ -34,7 +34,7 @@ def _is_evaluation_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
         not paddle.is_grad_enabled()
         and not any(layer.training for layer in layers)
         and _is_unwatched_on_cpu(x, *layers)
-        and x.size > 0
+        and 0 not in x.shape
     )
 
 
