@@ -2,9 +2,10 @@
 
     python benchmarks/inference.py [--json FILE] [--threads 1 2] [--sizes 224 768] [--batches 1 4 8]
 
-The limit is the best rate of ``paddle.matmul`` of 2048 x 2048 float32 in the same process, between the measurements;
-times are the best of all rounds; useful work is the dense multiply-adds of the folded network
-(``paddle_vheat.models.analysis``), two operations each. "plain" is the line-by-line port of the tests
+The limit is the best rate of ``paddle.matmul`` of 2048 x 2048 float32 in the same process, between the measurements.
+Where MKL's AVX-512 path is in force, the limit of its AVX2 path is measured too, in a process of its own, and the share
+of that limit stands in brackets. Times are the best of all rounds; useful work is the dense multiply-adds of the folded
+network (``paddle_vheat.models.analysis``), two operations each. "plain" is the line-by-line port of the tests
 (``tests/models/plain_port.py``), its decay folded too.
 """
 
@@ -70,7 +71,9 @@ def runner(model: Any, images: Any, runtime: str, threads: int, folder: Path) ->
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """One runtime, both models taking turns, in a process of its own: the threads of runtimes spin for a while after
-    their work, and would be in each other's way."""
+    their work, and would be in each other's way. Or the limit alone, for a job without a runtime."""
+    if "runtime" not in job:
+        return {"gflops_limit": max(common.matmul_limit() for _ in range(3))}
     size, batch, threads = job["size"], job["batch"], job["threads"]
     paddle.seed(0)
     base = create_model("vheat_tiny", img_size=size)
@@ -111,24 +114,33 @@ def main() -> None:
     if args.job:
         print(json.dumps(measure(json.loads(args.job))))
         return
-    results = []
+    results, avx2_limits = [], {}
     for threads in args.threads:
+        settings = {"OMP_NUM_THREADS": str(threads)}
+        if os.environ.get("MKL_DEBUG_CPU_TYPE") == "7":  # set by configure_cpu, or by the user
+            found = common.in_own_process(__file__, {}, **settings, MKL_DEBUG_CPU_TYPE="5")
+            avx2_limits[threads] = found["gflops_limit"]
+            print(f"{threads} threads: MKL's AVX2 path makes {found['gflops_limit']:.0f} GFLOP/s; shares in brackets")
         for size in args.sizes:
             for batch in args.batches if size < 512 else args.batches[:1]:
                 job = {"size": size, "batch": batch, "threads": threads, "rounds": args.rounds}
                 print(f"\n{size} x {size}, batch {batch}, {threads} threads", flush=True)
-                print(f"{'':<26} {'plain':>16} {'ours':>16} {'limit':>18}", flush=True)
+                print(f"{'':<26} {'plain':>23} {'ours':>23} {'limit':>18}", flush=True)
                 for runtime in RUNTIMES:
-                    found = common.in_own_process(__file__, {**job, "runtime": runtime}, OMP_NUM_THREADS=str(threads))
+                    found = common.in_own_process(__file__, {**job, "runtime": runtime}, **settings)
                     results.append(found)
                     cells = []
                     for name in ("plain", "ours"):
                         row = found["rows"].get(name)
-                        cells.append(f"{row['ms']:>8.1f} ms {row['share']:>4.2f}" if row else f"{'wrong':>16}")
+                        cell = f"{row['ms']:.1f} ms {row['share']:>4.2f}" if row else "wrong"
+                        if row and threads in avx2_limits:
+                            row["share_of_avx2"] = 2e3 * found["gmacs"] / row["ms"] / avx2_limits[threads]
+                            cell += f" ({row['share_of_avx2']:.2f})"
+                        cells.append(f"{cell:>23}")
                     least = 2e3 * found["gmacs"] / found["gflops_limit"]
                     limit = f"{found['gflops_limit']:.0f} GFLOP/s {least:.0f} ms"
                     print(f"{runtime:<26} {' '.join(cells)} {limit:>18}", flush=True)
-    common.write_json(args.json, {"settings": SETTINGS, "results": results})
+    common.write_json(args.json, {"settings": SETTINGS, "gflops_limit_avx2": avx2_limits, "results": results})
 
 
 if __name__ == "__main__":

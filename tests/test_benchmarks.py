@@ -83,7 +83,11 @@ def test_exponent_of_a_power_law():
 @pytest.mark.parametrize(
     ("script", "arguments", "keys"),
     [
-        ("inference.py", ["--sizes", "64", "--batches", "1", "--rounds", "1"], {"settings", "results"}),
+        (
+            "inference.py",
+            ["--sizes", "64", "--batches", "1", "--rounds", "1"],
+            {"settings", "gflops_limit_avx2", "results"},
+        ),
         ("resolution.py", ["--sizes", "64", "96", "--positions", "7", "14"], {"settings", "gflops_limit", "tables"}),
         ("means.py", ["--sizes", "64"], None),
     ],

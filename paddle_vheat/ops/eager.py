@@ -20,9 +20,12 @@ from paddle_vheat._paddle import F, nn, paddle
 Tensor = Any
 
 
-def _is_unwatched_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
-    """Whether ``x`` is on a CPU and no hook watches the layers."""
-    return x.place.is_cpu_place() and not any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in layers)
+def _are_plain_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
+    """Whether ``x`` is on a CPU, and the layers are what they seem: watched by no hook, replaced by no other class."""
+    return x.place.is_cpu_place() and all(
+        type(layer) in (nn.Conv2D, Linear) and not layer._forward_pre_hooks and not layer._forward_post_hooks
+        for layer in layers
+    )
 
 
 def _is_evaluation_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
@@ -33,7 +36,7 @@ def _is_evaluation_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
     return (
         not paddle.is_grad_enabled()
         and not any(layer.training for layer in layers)
-        and _is_unwatched_on_cpu(x, *layers)
+        and _are_plain_on_cpu(x, *layers)
         and 0 not in x.shape
     )
 
@@ -49,7 +52,7 @@ class Linear(nn.Linear):
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    if not _is_evaluation_on_cpu(x, layer):
+    if layer.bias is None or not _is_evaluation_on_cpu(x, layer):
         return F.linear(x, layer.weight, layer.bias)
     rows, columns = layer.weight.shape
     flat = paddle.addmm(layer.bias.unsqueeze(0), x.reshape([-1, rows]), layer.weight)
@@ -115,7 +118,7 @@ def convolve_concatenated(convolution: nn.Conv2D, maps: Sequence[Tensor]) -> Ten
 
 
 def _convolve_concatenated(convolution: nn.Conv2D, maps: Sequence[Tensor]) -> Tensor:
-    if not _is_unwatched_on_cpu(maps[0], convolution):
+    if not _are_plain_on_cpu(maps[0], convolution):
         return convolution(paddle.concat(list(maps), axis=1))
     out, start = None, 0
     for part in maps:

@@ -86,6 +86,37 @@ def test_convolution_of_concatenated_maps_and_its_gradients():
         np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=TOLERANCE)
 
 
+class Watched(nn.Conv2D):
+    """As quantisation replaces a layer by its own."""
+
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def test_a_layer_of_another_class_is_called(forbid):
+    depthwise, linear = evaluated(Watched(4, 4, 3, padding=1, groups=4), eager.Linear(4, 8))
+    (strided,) = evaluated(Watched(4, 6, 3, stride=2, padding=1))
+    x = paddle.randn([2, 4, 6, 6])
+    expected = F.linear(depthwise(x).transpose([0, 2, 3, 1]), linear.weight, linear.bias)
+    with paddle.no_grad():
+        np.testing.assert_allclose(
+            eager.depthwise_then_linear(depthwise, linear, x).numpy(), expected.numpy(), rtol=0, atol=TOLERANCE
+        )
+        forbid()
+        out = eager.convolve_channels_last(strided, x)
+    np.testing.assert_array_equal(out.numpy(), strided(x).transpose([0, 2, 3, 1]).numpy())
+    whole = Watched(4, 6, 3, bias_attr=False)
+    maps = [x[:, :1], x[:, 1:]]
+    np.testing.assert_array_equal(eager.convolve_concatenated(whole, maps).numpy(), whole(x).numpy())
+
+
+def test_linear_without_bias():
+    (layer,) = evaluated(eager.Linear(5, 7, bias_attr=False))
+    x = paddle.randn([2, 5])
+    with paddle.no_grad():
+        np.testing.assert_allclose(layer(x).numpy(), x.numpy() @ layer.weight.numpy(), rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("reason", ["gradient", "training", "hook", "empty"])
 def test_layers_are_called_as_they_are(forbid, reason):
     depthwise, linear = evaluated(nn.Conv2D(4, 4, 3, padding=1, groups=4), eager.Linear(4, 8))
