@@ -40,10 +40,13 @@ def _mkl_path_for_amd() -> str | None:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    if "AuthenticAMD" not in text:
+    fields: dict[str, list[str]] = {}  # of the first processor
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.split())
+    if fields.get("vendor_id") != ["AuthenticAMD"]:
         return None
-    line = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    flags = set(line.partition(":")[2].split())
+    flags = set(fields.get("flags", ()))
     return next((path for path, (_, needed) in MKL_PATHS.items() if needed <= flags), None)
 
 

@@ -83,9 +83,7 @@ class ConvBNReLU(nn.Layer):
         self.bn = nn.BatchNorm2D(out_channels, momentum=0.9, epsilon=1e-5)
         nn.initializer.KaimingNormal()(self.conv.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)))
-
-    def forward_concatenated(self, maps: Sequence[Tensor]) -> Tensor:
-        """The result for maps (B, C_i, H, W) concatenated along their channels."""
-        return F.relu(self.bn(convolve_concatenated(self.conv, maps)))
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        """Of a map (B, C, H, W), or of maps (B, C_i, H, W) as if they were concatenated along their channels."""
+        convolved = convolve_concatenated(self.conv, x) if isinstance(x, (list, tuple)) else self.conv(x)
+        return F.relu(self.bn(convolved))

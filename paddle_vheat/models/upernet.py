@@ -74,7 +74,7 @@ class UPerHead(nn.Layer):
         levels = [conv(level) for conv, level in zip(self.fpn, levels)] + levels[-1:]
         size = spatial_size(levels[0])
         resized = levels[:1] + [resize_bilinear(level, size) for level in levels[1:]]
-        return self.fuse.forward_concatenated(resized)
+        return self.fuse(resized)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits of the map that :meth:`forward_features` gives."""

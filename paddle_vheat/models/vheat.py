@@ -17,7 +17,7 @@ from paddle_vheat._paddle import PADDLE_2, F, nn, no_autocast, paddle
 from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform, published_normal
 from paddle_vheat.ops import HeatConduction2D, resize_bicubic
 from paddle_vheat.ops.dct import known_size, size_of
-from paddle_vheat.ops.eager import Linear, convolve_channels_last
+from paddle_vheat.ops.eager import apply_linear, convolve_channels_last
 
 Tensor = Any
 
@@ -98,11 +98,11 @@ class MLP(nn.Layer):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fc1 = Linear(channels, 4 * channels)
-        self.fc2 = Linear(4 * channels, channels)
+        self.fc1 = nn.Linear(channels, 4 * channels)
+        self.fc2 = nn.Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return apply_linear(self.fc2, F.gelu(apply_linear(self.fc1, x)))
 
 
 class Block(nn.Layer):

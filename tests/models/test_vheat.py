@@ -235,6 +235,58 @@ def test_the_whole_model_trains_in_a_static_graph(full_graph, recompute):
     assert max(relative_error(b, a) for a, b in zip(expected, gradients_of(static, model, x))) < 3e-5
 
 
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_evaluation_with_bytecode_tracing(fold, grad):
+    """``to_static`` as it is by default, where code that it cannot trace is run between two graphs."""
+    model = micro(depths=(1, 1, 1, 1))
+    model.eval()
+    if fold:
+        model = model.fold(64)
+    static = paddle.jit.to_static(copy.deepcopy(model), full_graph=False)
+    x = paddle.randn([2, 3, 64, 64])
+    with paddle.set_grad_enabled(grad):
+        # float32 through 4 blocks, sums in another order
+        assert relative_error(static(x).numpy(), model(x).numpy()) < 1e-5
+
+
+def test_evaluation_without_gradients_gives_the_same(monkeypatch):
+    """By forms that are faster on a CPU (``paddle_vheat/ops/eager.py``)."""
+    calls, product = [], paddle.addmm
+    monkeypatch.setattr(paddle, "addmm", lambda *args: calls.append(args) or product(*args))
+    for model in (micro(), micro().fold(64), micro(post_norm=True)):
+        model.eval()
+        x = paddle.randn([2, 3, 64, 64])
+        with_gradients = model(x)
+        assert not with_gradients.stop_gradient
+        assert not calls
+        with paddle.no_grad():
+            without = model(x)
+        assert without.stop_gradient
+        assert len(calls) == 4 * 5  # four in each block
+        calls.clear()
+        # float32 through 5 blocks, sums in another order
+        assert relative_error(without.numpy(), with_gradients.numpy()) < 1e-5
+
+
+def test_layers_are_seen_by_what_watches_layers():
+    """Hooks, on which ``paddle.flops`` and ``paddle.summary`` rest."""
+    model = micro()
+    model.eval()
+    seen = set()
+    kinds = (paddle.nn.Linear, paddle.nn.Conv2D)
+    expected = {name for name, layer in model.named_sublayers() if type(layer) in kinds and not name.endswith("to_k")}
+    for name in expected:
+        layer = model
+        for part in name.split("."):
+            layer = getattr(layer, part)
+        layer.register_forward_post_hook(lambda *_, name=name: seen.add(name))
+    with paddle.no_grad():
+        model(paddle.randn([1, 3, 64, 64]))
+    assert seen == expected
+    assert len(expected) == 3 + 2 + 5 * 5 + 1  # stages' downsample, stem, blocks, head
+
+
 def test_drop_path_in_a_static_graph():
     model = micro(drop_path_rate=0.5)
     static = paddle.jit.to_static(model, full_graph=True)

@@ -25,129 +25,160 @@ def evaluated(*layers):
     return layers
 
 
-def no_products(*_args, **_options):
-    raise AssertionError("the form for evaluation on a CPU was used")
+def the_fast_form(*_args, **_options):
+    raise AssertionError("the fast form was used")
 
 
 @pytest.fixture
 def forbid(monkeypatch):
-    """Makes the fast forms fail that evaluation uses."""
+    """Makes the fast forms fail: each has an operation that no layer uses."""
 
     def forbid_now():
-        monkeypatch.setattr(paddle, "addmm", no_products)
-        monkeypatch.setattr(F, "unfold", no_products)
+        monkeypatch.setattr(paddle, "addmm", the_fast_form)
+        monkeypatch.setattr(F, "unfold", the_fast_form)
 
     return forbid_now
 
 
-def test_linear_is_the_layers_product():
-    (layer,) = evaluated(eager.Linear(5, 7))
-    x = paddle.randn([2, 3, 4, 5])
+def three_layers(**options):
+    """Depthwise, linear and strided, evaluated."""
+    return evaluated(
+        nn.Conv2D(4, 4, 3, padding=1, groups=4, **options),
+        nn.Linear(4, 8),
+        nn.Conv2D(4, 6, 3, stride=2, padding=1, **options),
+    )
+
+
+def applications(depthwise, linear, strided, x):
+    """Each form, and what it stands for, for x (B, 4, H, W)."""
+    last = x.transpose([0, 2, 3, 1])
+    return [
+        (lambda: eager.apply_linear(linear, last), lambda: linear(last)),
+        (lambda: eager.convolve_channels_last(strided, x), lambda: strided(x).transpose([0, 2, 3, 1])),
+        (
+            lambda: eager.depthwise_then_linear(depthwise, linear, x),
+            lambda: linear(depthwise(x).transpose([0, 2, 3, 1])),
+        ),
+    ]
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (1, 4, 7, 10), (3, 4, 1, 2)])
+def test_evaluation_uses_forms_that_equal_the_layers(forbid, shape):
+    pairs = applications(*three_layers(), paddle.randn(shape))
     with paddle.no_grad():
-        out = layer(x)
+        for form, layers in pairs:
+            found, expected = form(), layers()
+            assert found.shape == expected.shape
+            np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=TOLERANCE)
+    forbid()
+    for form, _ in pairs:
+        with paddle.no_grad(), pytest.raises(AssertionError, match="the fast form was used"):
+            form()
+
+
+def test_linear_is_the_product():
+    (layer,) = evaluated(nn.Linear(5, 7))
+    x = paddle.randn([2, 3, 5])
+    with paddle.no_grad():
+        out = eager.apply_linear(layer, x)
     expected = x.numpy() @ layer.weight.numpy() + layer.bias.numpy()
-    assert out.shape == [2, 3, 4, 7]
     np.testing.assert_allclose(out.numpy(), expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("size", [(8, 8), (7, 10), (1, 2)])
-def test_convolution_channels_last(size, bias):
-    (layer,) = evaluated(nn.Conv2D(4, 6, 3, stride=2, padding=1, bias_attr=None if bias else False))
-    x = paddle.randn([2, 4, *size])
-    expected = layer(x).transpose([0, 2, 3, 1])
-    with paddle.no_grad():
-        out = eager.convolve_channels_last(layer, x)
-    assert out.shape == expected.shape
-    np.testing.assert_allclose(out.numpy(), expected.numpy(), rtol=0, atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_depthwise_then_linear(batch):
-    depthwise, linear = evaluated(nn.Conv2D(4, 4, 3, padding=1, groups=4), eager.Linear(4, 8))
-    x = paddle.randn([batch, 4, 5, 6])
-    expected = linear(depthwise(x).transpose([0, 2, 3, 1]))
-    with paddle.no_grad():
-        out = eager.depthwise_then_linear(depthwise, linear, x)
-    assert out.shape == [batch, 5, 6, 8]
-    np.testing.assert_allclose(out.numpy(), expected.numpy(), rtol=0, atol=TOLERANCE)
-
-
-def test_convolution_of_concatenated_maps_and_its_gradients():
-    layer = nn.Conv2D(9, 4, 3, padding=1, bias_attr=False)
-    maps = [paddle.randn([2, channels, 5, 6]) for channels in (2, 3, 4)]
-    for part in maps:
-        part.stop_gradient = False
-    gradient = paddle.randn([2, 4, 5, 6])
-    results = []
-    for out in (layer(paddle.concat(maps, axis=1)), eager.convolve_concatenated(layer, maps)):
-        results.append([out, *paddle.grad([out], [layer.weight, *maps], [gradient])])
-    for expected, found in zip(*results):
-        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=TOLERANCE)
-
-
-class Watched(nn.Conv2D):
-    """As quantisation replaces a layer by its own."""
+class Doubled(nn.Conv2D):
+    """A layer put in the place of another, as quantisation does."""
 
     def forward(self, x):
         return super().forward(x) * 2
 
 
-def test_a_layer_of_another_class_is_called(forbid):
-    depthwise, linear = evaluated(Watched(4, 4, 3, padding=1, groups=4), eager.Linear(4, 8))
-    (strided,) = evaluated(Watched(4, 6, 3, stride=2, padding=1))
-    x = paddle.randn([2, 4, 6, 6])
-    expected = F.linear(depthwise(x).transpose([0, 2, 3, 1]), linear.weight, linear.bias)
+class DoubledLinear(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def replaced():
+    return evaluated(
+        Doubled(4, 4, 3, padding=1, groups=4),
+        DoubledLinear(4, 8),
+        Doubled(4, 6, 3, stride=2, padding=1),
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        replaced,
+        lambda: three_layers(padding_mode="reflect"),
+        lambda: three_layers(dilation=2),
+        lambda: evaluated(
+            nn.Conv2D(4, 4, 3, padding=1, groups=4, bias_attr=False),
+            nn.Linear(4, 8, bias_attr=False),
+            nn.Conv2D(4, 6, 3, padding=1, groups=2),
+        ),
+    ],
+    ids=["class", "padding", "dilation", "bias and groups"],
+)
+def test_other_layers_are_called_as_they_are(make):
+    """Bit for bit, where the form would be wrong or does not apply."""
     with paddle.no_grad():
-        np.testing.assert_allclose(
-            eager.depthwise_then_linear(depthwise, linear, x).numpy(), expected.numpy(), rtol=0, atol=TOLERANCE
-        )
-        forbid()
-        out = eager.convolve_channels_last(strided, x)
-    np.testing.assert_array_equal(out.numpy(), strided(x).transpose([0, 2, 3, 1]).numpy())
-    whole = Watched(4, 6, 3, bias_attr=False)
-    maps = [x[:, :1], x[:, 1:]]
-    np.testing.assert_array_equal(eager.convolve_concatenated(whole, maps).numpy(), whole(x).numpy())
+        for form, layers in applications(*make(), paddle.randn([2, 4, 8, 8])):
+            np.testing.assert_allclose(form().numpy(), layers().numpy(), rtol=0, atol=TOLERANCE)
 
 
-def test_linear_without_bias():
-    (layer,) = evaluated(eager.Linear(5, 7, bias_attr=False))
-    x = paddle.randn([2, 5])
-    with paddle.no_grad():
-        np.testing.assert_allclose(layer(x).numpy(), x.numpy() @ layer.weight.numpy(), rtol=0, atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("reason", ["gradient", "training", "hook", "empty"])
+@pytest.mark.parametrize("reason", ["gradient", "training", "hook"])
 def test_layers_are_called_as_they_are(forbid, reason):
-    depthwise, linear = evaluated(nn.Conv2D(4, 4, 3, padding=1, groups=4), eager.Linear(4, 8))
-    strided = evaluated(nn.Conv2D(4, 6, 3, stride=2, padding=1))[0]
-    layers = (depthwise, linear, strided)
+    layers = three_layers()
     calls = []
-    if reason == "training":
-        for layer in layers:
+    for layer in layers:
+        if reason == "training":
             layer.train()
-    if reason == "hook":
-        for layer in layers:
+        if reason == "hook":
             layer.register_forward_post_hook(lambda layer, *_: calls.append(layer))
-    x = paddle.randn([0 if reason == "empty" else 2, 4, 6, 6])
     forbid()
-    if reason == "empty":  # Paddle convolves no empty batch, but multiplies it
-        with paddle.no_grad():
-            assert linear(x.transpose([0, 2, 3, 1])).shape == [0, 6, 6, 8]
-        return
     with paddle.set_grad_enabled(reason == "gradient"):
-        eager.depthwise_then_linear(depthwise, linear, x)
-        eager.convolve_channels_last(strided, x)
-        linear(x.transpose([0, 2, 3, 1]))
+        for form, _ in applications(*layers, paddle.randn([2, 4, 6, 6])):
+            form()
     if reason == "hook":
-        assert calls == [depthwise, linear, strided, linear]
+        depthwise, linear, strided = layers
+        assert calls == [linear, strided, depthwise, linear]
 
 
-def test_they_are_used_in_evaluation(forbid):
-    (linear,) = evaluated(eager.Linear(4, 8))
+def test_an_empty_batch(forbid):
+    (linear,) = evaluated(nn.Linear(4, 8))
     forbid()
-    with paddle.no_grad(), pytest.raises(AssertionError, match="the form for evaluation"):
-        linear(paddle.randn([2, 4]))
+    with paddle.no_grad():
+        assert eager.apply_linear(linear, paddle.randn([0, 6, 4])).shape == [0, 6, 8]
+
+
+def test_convolution_of_concatenated_maps_and_its_gradients(monkeypatch):
+    layer = nn.Conv2D(9, 4, 3, padding=1, bias_attr=False)
+    maps = [paddle.randn([2, channels, 5, 6]) for channels in (2, 3, 4)]
+    for part in maps:
+        part.stop_gradient = False
+    gradient = paddle.randn([2, 4, 5, 6])
+    outputs = [layer(paddle.concat(maps, axis=1))]
+    monkeypatch.setattr(paddle, "concat", the_fast_form)  # map by map, so that all at once are nowhere
+    outputs.append(eager.convolve_concatenated(layer, maps))
+    results = [[out, *paddle.grad([out], [layer.weight, *maps], [gradient])] for out in outputs]
+    for expected, found in zip(*results):
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: Doubled(5, 4, 3, padding=1, bias_attr=False),
+        lambda: nn.Conv2D(5, 4, 3, padding=1),
+        lambda: nn.Conv2D(5, 4, 3, padding=1, bias_attr=False, padding_mode="reflect"),
+        lambda: nn.Conv2D(5, 5, 3, padding=1, bias_attr=False, groups=5),
+    ],
+    ids=["class", "bias", "padding", "groups"],
+)
+def test_other_convolutions_get_the_concatenated_maps(layer):
+    layer, maps = layer(), [paddle.randn([1, 2, 4, 4]), paddle.randn([1, 3, 4, 4])]
+    expected = layer(paddle.concat(maps, axis=1))
+    np.testing.assert_array_equal(eager.convolve_concatenated(layer, maps).numpy(), expected.numpy())
 
 
 def test_a_watched_convolution_sees_the_concatenated_maps():
