@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paddle_vheat._paddle import paddle
+from paddle_vheat._paddle import PADDLE_2, paddle
 from paddle_vheat.models import UPerNet, VHeat, VHeatClassifier, create_model
 from paddle_vheat.models.analysis import count, total
 from tests.conftest import relative_error
@@ -65,6 +65,7 @@ def test_multiply_adds_are_those_of_the_analysis():
     assert 0 < norms_and_decays < 0.02 * counts[1]
 
 
+@pytest.mark.skipif(PADDLE_2, reason="Paddle 2.6 cannot forget a peak of memory; the benchmarks are of Paddle 3")
 def test_peak_memory_is_what_is_alive_at_once():
     def run():
         first = paddle.ones([256, 1024])  # 1 MiB

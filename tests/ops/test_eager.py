@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat._paddle import PADDLE_2, F, nn, paddle
 from paddle_vheat.ops import eager
 
 # Sums of up to 100 float64 terms of order 1, taken in another order: 100 roundings of 1e-16 each.
@@ -144,6 +144,7 @@ def test_layers_are_called_as_they_are(forbid, reason):
         assert calls == [linear, strided, depthwise, linear]
 
 
+@pytest.mark.skipif(PADDLE_2, reason="Paddle 2.6's linear layer refuses an empty batch")
 def test_an_empty_batch(forbid):
     (linear,) = evaluated(nn.Linear(4, 8))
     forbid()
