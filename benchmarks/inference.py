@@ -29,19 +29,17 @@ import _common as common  # noqa: E402
 import _plain  # noqa: E402
 
 from paddle_vheat._paddle import paddle  # noqa: E402
+from paddle_vheat.engine.export import save_program  # noqa: E402
+from paddle_vheat.engine.export_check import ONEDNN, ONNX, ONNX_FILE, PADDLE, load_runtime, program_file  # noqa: E402
+from paddle_vheat.engine.export_onnx import convert_to_onnx  # noqa: E402
 from paddle_vheat.models import create_model  # noqa: E402
 from paddle_vheat.models.analysis import count, total  # noqa: E402
 
-RUNTIMES = ("dygraph", "Paddle Inference", "Paddle Inference oneDNN", "ONNX Runtime")
+RUNTIMES = ("dygraph", PADDLE, ONEDNN, ONNX)
 
 
 def runner(model: Any, images: Any, runtime: str, threads: int, folder: Path) -> Callable[[], Any] | None:
     """A function that runs the model once in a runtime; None if the runtime's result is wrong, or it crashes."""
-    from paddle_vheat.deploy.runtimes import load_onnx, load_paddle
-    from paddle_vheat.engine.export import save_program
-    from paddle_vheat.engine.export_check import program_file
-    from paddle_vheat.engine.export_onnx import convert_to_onnx
-
     model.eval()
     if runtime == "dygraph":
 
@@ -54,13 +52,10 @@ def runner(model: Any, images: Any, runtime: str, threads: int, folder: Path) ->
     with paddle.no_grad():
         expected = model(images).numpy()
     save_program(model, "none", list(array.shape), folder)
-    program, params = folder / program_file(folder), folder / "model.pdiparams"
     try:
-        if runtime == "ONNX Runtime":
-            convert_to_onnx(program, params, folder / "model.onnx", "logits")
-            run = load_onnx(folder / "model.onnx", threads=threads)
-        else:
-            run = load_paddle(program, params, onednn="full" if runtime.endswith("oneDNN") else "off", threads=threads)
+        if runtime == ONNX:
+            convert_to_onnx(folder / program_file(folder), folder / "model.pdiparams", folder / ONNX_FILE, "logits")
+        run = load_runtime(folder, runtime, threads)
         output = run(array)
     except (RuntimeError, ValueError) as error:
         print(f"{runtime}: {error}", file=sys.stderr)

@@ -36,11 +36,10 @@ def build(name: str, size: int) -> Any:
         from paddle_vheat.models import create_model
 
         return create_model("vheat_base", img_size=size).fold(size).backbone
-    from paddle_vheat.integrations.paddleseg import component
+    from paddleseg.models.backbones.swin_transformer import SwinTransformer
 
-    trunk: Any = component("SwinTransformer_base_patch4_window7_224")
-    # Windows divide the last map, as in Swin's own models for 384 (window 12).
-    model = trunk() if name == "Swin-B" else type(trunk())(**SWIN_BASE, window_size=size // 32)
+    # Windows that grow divide the last map, as in Swin's own models for 384 (window 12).
+    model = SwinTransformer(**SWIN_BASE, window_size=7 if name == "Swin-B" else size // 32)
     model.eval()
     return model
 

@@ -57,12 +57,13 @@ def program_file(folder: Path) -> str:
     raise ExportError(f"paddle.jit.save wrote no program into {folder}")
 
 
-def load_runtime(folder: Path, runtime: str = PADDLE) -> Callable[[np.ndarray], np.ndarray]:
+def load_runtime(folder: Path, runtime: str = PADDLE, threads: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
     """A function from an array (N, C, H, W) to the exported model's output, run on the CPU."""
     if runtime == ONNX:
-        return runtimes.load_onnx(folder / ONNX_FILE)
+        return runtimes.load_onnx(folder / ONNX_FILE, threads=threads)
     onednn = next(key for key, name in runtimes.ONEDNN_NAMES.items() if name == runtime)
-    return runtimes.load_paddle(folder / program_file(folder), folder / "model.pdiparams", onednn=onednn)
+    files = folder / program_file(folder), folder / "model.pdiparams"
+    return runtimes.load_paddle(*files, onednn=onednn, threads=threads)
 
 
 def difference(output: np.ndarray, logits: np.ndarray, output_op: str) -> float:

@@ -51,17 +51,20 @@ def _are_evaluated_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
     return _are_plain_on_cpu(x, *layers)
 
 
-# Each public function is one expression: the conversion to a static graph looks into branches that are not taken.
+# Each public function is one expression, which asks for the mode first: the conversion to a static graph looks into
+# branches that are not taken.
 
 
 def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """``layer(x)``."""
-    return _apply_linear(layer, x) if paddle.in_dynamic_mode() else layer(x)
+    return (
+        _apply_linear(layer, x)
+        if paddle.in_dynamic_mode() and layer.bias is not None and _are_evaluated_on_cpu(x, layer)
+        else layer(x)
+    )
 
 
 def _apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    if not _are_evaluated_on_cpu(x, layer) or layer.bias is None:
-        return layer(x)
     rows, columns = layer.weight.shape
     flat = paddle.addmm(layer.bias.unsqueeze(0), x.reshape([-1, rows]), layer.weight)
     return flat.reshape([*x.shape[:-1], columns])
@@ -71,14 +74,12 @@ def convolve_channels_last(convolution: nn.Conv2D, planes: Tensor) -> Tensor:
     """A convolution of (B, C, H, W) that is not grouped -> (B, H', W', D)."""
     return (
         _convolve_channels_last(convolution, planes)
-        if paddle.in_dynamic_mode()
+        if paddle.in_dynamic_mode() and convolution._groups == 1 and _are_evaluated_on_cpu(planes, convolution)
         else convolution(planes).transpose([0, 2, 3, 1])
     )
 
 
 def _convolve_channels_last(convolution: nn.Conv2D, planes: Tensor) -> Tensor:
-    if not _are_evaluated_on_cpu(planes, convolution) or convolution._groups != 1:
-        return convolution(planes).transpose([0, 2, 3, 1])
     weight, padding = convolution.weight, convolution._padding
     filters, _, height, width = weight.shape
     down, right = convolution._stride
@@ -96,14 +97,14 @@ def depthwise_then_linear(depthwise: nn.Conv2D, linear: nn.Linear, planes: Tenso
     return (
         _depthwise_then_linear(depthwise, linear, planes)
         if paddle.in_dynamic_mode()
+        and depthwise.bias is not None
+        and linear.bias is not None
+        and _are_evaluated_on_cpu(planes, depthwise, linear)
         else linear(depthwise(planes).transpose([0, 2, 3, 1]))
     )
 
 
 def _depthwise_then_linear(depthwise: nn.Conv2D, linear: nn.Linear, planes: Tensor) -> Tensor:
-    known = depthwise.bias is not None and linear.bias is not None
-    if not known or not _are_evaluated_on_cpu(planes, depthwise, linear):
-        return linear(depthwise(planes).transpose([0, 2, 3, 1]))
     spread = F.conv2d(planes, depthwise.weight, None, depthwise._stride, depthwise._padding, 1, depthwise._groups)
     batch, _, height, width = spread.shape
     out = paddle.matmul(spread.flatten(2), linear.weight, transpose_x=True)
@@ -122,14 +123,14 @@ def convolve_concatenated(convolution: nn.Conv2D, maps: Sequence[Tensor]) -> Ten
     return (
         _convolve_concatenated(convolution, maps)
         if paddle.in_dynamic_mode()
+        and convolution.bias is None
+        and convolution._groups == 1
+        and _are_plain_on_cpu(maps[0], convolution)
         else convolution(paddle.concat(list(maps), axis=1))
     )
 
 
 def _convolve_concatenated(convolution: nn.Conv2D, maps: Sequence[Tensor]) -> Tensor:
-    known = convolution.bias is None and convolution._groups == 1
-    if not known or not _are_plain_on_cpu(maps[0], convolution):
-        return convolution(paddle.concat(list(maps), axis=1))
     out, start = None, 0
     for part in maps:
         end = start + part.shape[1]

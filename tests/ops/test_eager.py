@@ -120,7 +120,7 @@ def replaced():
     ids=["class", "padding", "dilation", "bias and groups"],
 )
 def test_other_layers_are_called_as_they_are(make):
-    """Bit for bit, where the form would be wrong or does not apply."""
+    """Where the form would be wrong or does not apply."""
     with paddle.no_grad():
         for form, layers in applications(*make(), paddle.randn([2, 4, 8, 8])):
             np.testing.assert_allclose(form().numpy(), layers().numpy(), rtol=0, atol=TOLERANCE)
