@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from paddle_vheat.config.build import did_you_mean
+from paddle_vheat.errors import ConfigError
+
 MAX_FILE_BYTES = 1 << 20
 MAX_VALUES = 100_000
 MAX_MERGED = 1000
 """Bounds of a configuration; the largest of ours has some hundred values. Anchors make billions of a few lines."""
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the file and the key.
-
-    Args:
-        text: the message; with ``problems``, the file's name.
-        problems: several mistakes in one file, told below each other.
-    """
-
-    def __init__(self, text: str, problems: Sequence[str] = ()) -> None:
-        super().__init__(f"{text}:\n  " + "\n  ".join(problems) if problems else text)
-        self.problems = [f"{text}: {problem}" for problem in problems] or [text]
-
-
-class MissingFileError(ConfigError, FileNotFoundError):
-    """A configuration names a folder or a file that does not exist."""
-
-
-@contextlib.contextmanager
-def building(source: str, block: str) -> Iterator[None]:
-    """Inside, a part of a program is built from a block of a configuration: what goes wrong is the block's fault.
-
-    Errors that name what is wrong (a ConfigError, the system's of a file) pass as they are.
-    """
-    try:
-        yield
-    except (ConfigError, OSError):
-        raise
-    except Exception as error:
-        kind = "" if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: "
-        raise ConfigError(f"{source}: {block!r}: {kind}{error}") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -131,7 +101,7 @@ def _finish(value: Any, count: Iterator[int]) -> Any:
     if not isinstance(value, (str, int, float, type(None), dict, list, tuple)):
         raise ConfigError(f"holds {value!r}, a {type(value).__name__}; expected words, numbers, lists and blocks")
     if isinstance(value, int) and value.bit_length() > 63:
-        raise ConfigError("holds a whole number of more than 64 bits")
+        raise ConfigError("holds an integer of more than 64 bits")
     if isinstance(value, dict):
         return {key: _finish(item, count) for key, item in value.items() if key != "_inherited_"}
     return [_finish(item, count) for item in value] if isinstance(value, list) else value
@@ -149,12 +119,6 @@ def _read_inherited(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     for base in bases:  # as PaddleSeg does it: of two bases, the first has the say
         config = _merge(_read_inherited(path.parent / base, (*chain, path)), config)
     return config
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' if something known is near, else an empty string."""
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _set(config: dict[str, Any], assignment: str) -> None:

@@ -1,0 +1,247 @@
+"""What a task is to the engine, to the export and to the command lines: these protocols, and nothing else.
+
+A sample is a dict of NumPy arrays by name; under "meta" it may hold anything else, which travels beside the tensors. A
+batch is a dict of tensors (or lists of tensors, where samples differ in size) and "meta", the list of the samples' own.
+The smallest legal task is in ``tests/engine/toy.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import argparse
+
+    import numpy as np
+
+    from paddle_vheat.engine.optim import Recipe
+
+Sample = dict[str, Any]
+Batch = dict[str, Any]
+Tensor = Any
+Layer = Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of merit: its name, which way is better, and how it is written."""
+
+    name: str
+    higher_is_better: bool = True
+    scale: float = 1.0
+    unit: str = ""
+    decimals: int = 2
+
+    def format(self, value: float) -> str:
+        """Such as "47.02 %" or "33.41 dB"; "-" for what is not defined."""
+        if value != value:
+            return "-"
+        return f"{self.scale * value:.{self.decimals}f}{' ' if self.unit else ''}{self.unit}"
+
+    def better(self, value: float, than: float | None) -> bool:
+        """Whether ``value`` beats ``than``; a value that is not a number never does, any other beats None."""
+        if value != value:
+            return False
+        return than is None or (value > than if self.higher_is_better else value < than)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found.
+
+    Attributes:
+        values: by the metric's name.
+        table: for people.
+        report: for JSON; holds ``values`` too.
+        samples: number of samples that were scored.
+    """
+
+    values: dict[str, float]
+    table: str
+    report: dict[str, Any]
+    samples: int
+
+
+class Evaluator(Protocol):
+    """Collects a validation set's scores, batch by batch."""
+
+    def update(self, outputs: Any, batch: Batch) -> None:
+        """Take in what :meth:`Task.infer` gave for a batch."""
+
+    def state(self) -> Any:
+        """What :meth:`merge` takes: NumPy arrays, numbers, lists and dicts."""
+
+    def merge(self, states: Sequence[Any]) -> None:
+        """Replace the own state by that of all processes, in the order of their ranks."""
+
+    def summarize(self) -> Scores:
+        """The scores of everything taken in."""
+
+
+class Dataset(Protocol):
+    """Samples by index. The three methods beside the items are optional: see ``engine/data_check.py``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def files(self, index: int) -> list[str]:
+        """The files that a sample is read from, for messages."""
+
+    def check(self, index: int) -> None:
+        """Raise a DataError for a sample that cannot be used as it is stored, before any transform."""
+
+    def check_all(self) -> list[str]:
+        """Problems that only the whole set shows; called when every sample has been checked."""
+
+
+class Prediction(Protocol):
+    """What a model says of one image. Made without Paddle, so that exported models give the same."""
+
+    value: Any  # what ``deploy.Predictor.predict`` returns
+
+    def draw(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Pictures by the name of their folder, uint8 RGB, of the image (H, W, 3), uint8 BGR; {} if there are none."""
+
+    def to_json(self) -> Any:
+        """For ``predictions.json``; None if there is nothing to write."""
+
+    def line(self) -> str:
+        """For the terminal; "" if there is nothing to say."""
+
+
+class Task(Protocol):
+    """Model, data, losses and scores that a configuration describes.
+
+    A task reads its configuration once, into frozen options, and reports everything that is wrong with it; nothing
+    is built before one of these methods is called.
+    """
+
+    name: str  # of its package in ``paddle_vheat.tasks``, or as it was registered
+    source: str  # the configuration's file, for messages
+    config: Mapping[str, Any]  # as it was read; kept in checkpoints
+    metric: Metric  # chooses the best checkpoint
+    recipe: Recipe
+
+    def build_model(self) -> Layer:
+        """A new model, its pretrained weights loaded; called once, after seeding."""
+
+    def decay_rule(self, model: Layer) -> Mapping[str, float] | None:
+        """Factor of the weight decay for each parameter's name, 1 where absent; None leaves it to the recipe."""
+
+    def dataset(self, split: str) -> Dataset:
+        """The "train" or "val" set."""
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Samples to a batch of arrays; ``engine.loader.stack`` where all have one size."""
+
+    def prepare(self, batch: Batch, seed: int) -> Batch:
+        """What is done to a training batch on the device (mixup); everything random is decided by ``seed``."""
+
+    def losses(self, model: Layer, batch: Batch) -> dict[str, Tensor]:
+        """Weighted scalar losses by name; the loop adds them up. ``model`` may be inside DataParallel."""
+
+    def loss_layers(self) -> Layer | None:
+        """Losses that have a state (a memory bank), as one layer, whose state belongs into checkpoints."""
+
+    def trial_batch(self) -> Batch | None:
+        """A small batch to try model and losses on before the first step; None takes a real one."""
+
+    def eval_batches(self, dataset: Dataset, indices: Sequence[int]) -> list[list[int]]:
+        """The given samples in batches for evaluation."""
+
+    def infer(self, model: Layer, batch: Batch) -> Any:
+        """The model's outputs for an evaluation batch, as the evaluator takes them."""
+
+    def evaluator(self) -> Evaluator:
+        """A new one."""
+
+    def preview(self, model: Layer, count: int) -> list[np.ndarray]:
+        """Pictures of a few validation samples for VisualDL, uint8 RGB (H, W, 3); [] for none."""
+
+    def predict(self, model: Layer, path: str) -> Prediction:
+        """The prediction for an image file."""
+
+    def load(self, model: Layer, path: str) -> Any:
+        """Fill a model from a checkpoint file, strictly; returns a report that can be printed."""
+
+    def export_spec(self, model: Layer, input_shape: Sequence[int | None], flags: argparse.Namespace) -> ExportSpec:
+        """How the model is exported."""
+
+
+# --- export -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """An input or output of a program: name, dtype, and the name of each axis (None in ``shape``: free)."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    axes: tuple[str, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network that is saved: ``layer(*inputs)`` gives its outputs in order, one tensor or a tuple of them."""
+
+    layer: Layer
+    inputs: tuple[Tensors, ...]
+    outputs: tuple[Tensors, ...]
+
+
+def largest_difference(output: np.ndarray, reference: np.ndarray) -> float:
+    """Largest difference, relative to the reference's largest magnitude; infinite for another shape."""
+    import numpy as np
+
+    if output.shape != reference.shape:
+        return float("inf")
+    if not reference.size:
+        return 0.0
+    wide = reference.astype(np.float64)
+    return float(np.abs(output - wide).max()) / max(float(np.abs(wide).max()), 1e-12)
+
+
+@dataclass(frozen=True)
+class Check:
+    """How one named output of an export is compared with the trained model's.
+
+    Args:
+        difference: (output, reference) -> how far apart, as a share; the reference may be anything that
+            ``ExportSpec.reference`` gives under the output's name, such as logits for an output of classes.
+        tolerance: the largest difference that passes; from the error budget of the task.
+        what: what is measured, for people.
+    """
+
+    tolerance: float
+    difference: Callable[[Any, Any], float] = largest_difference
+    what: str = "any value, relative to the largest"
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """How a task's model is exported and proven equal to the trained one.
+
+    Attributes:
+        programs: a function of the format ("paddle", "onnx") to the programs by name, most often one called "model".
+            The task's processor (``deploy/processor.py``) puts several together.
+        checks: by the name of the output.
+        reference: the trained model's own results for an input (N, C, H, W), by the name of the output; called with
+            the model on the CPU.
+        inputs: arrays (N, C, H, W) to compare on beside random ones, such as the first validation image.
+        sizes: (height, width) of the random inputs.
+        channels, min_size: of the images that the model takes.
+        description: what the task's processor needs to know, for ``deploy.yaml``: plain values.
+    """
+
+    programs: Callable[[str], dict[str, Program]]
+    checks: dict[str, Check]
+    reference: Callable[[np.ndarray], dict[str, Any]]
+    inputs: list[np.ndarray]
+    sizes: list[tuple[int, int]]
+    channels: int
+    min_size: int
+    description: dict[str, Any] = field(default_factory=dict)
