@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from paddle_vheat.engine.task import Scores
 
 
 def confusion_matrix(label: np.ndarray, prediction: np.ndarray, num_classes: int, ignore: int) -> np.ndarray:
@@ -113,3 +116,36 @@ class SegmentationScores:
         if absent:
             lines.append(f"({absent} of {len(class_names)} classes occur in no label and no prediction: not counted)")
         return "\n".join(lines)
+
+
+class SegmentationEvaluator:
+    """Confusion matrix of a validation set, one image at a time.
+
+    Args:
+        class_names: of every class.
+        ignore_index: the label value that is not counted.
+    """
+
+    def __init__(self, class_names: list[str], ignore_index: int) -> None:
+        self.class_names, self.ignore_index = class_names, ignore_index
+        self.matrix = np.zeros((len(class_names), len(class_names)), np.int64)
+        self.samples = 0
+
+    def update(self, outputs: np.ndarray, batch: dict[str, Any]) -> None:
+        """Take in the classes (H, W) of an image, whose label is (1, 1, H, W)."""
+        truth = batch["label"].numpy()[0, 0]
+        self.matrix += confusion_matrix(truth, outputs, len(self.class_names), self.ignore_index)
+        self.samples += 1
+
+    def state(self) -> tuple[np.ndarray, int]:
+        return self.matrix, self.samples
+
+    def merge(self, states: Sequence[tuple[np.ndarray, int]]) -> None:
+        self.matrix = sum(matrix for matrix, _ in states)  # type: ignore[assignment]
+        self.samples = sum(samples for _, samples in states)
+
+    def summarize(self) -> Scores:
+        scores = SegmentationScores.of(self.matrix)
+        report = {"images": self.samples, **scores.as_dict(self.class_names)}
+        values = {"mIoU": scores.miou, "Acc": scores.accuracy, "Kappa": scores.kappa, "mDice": scores.mdice}
+        return Scores(values, scores.table(self.class_names), report, self.samples)
