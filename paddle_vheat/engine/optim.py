@@ -6,7 +6,7 @@ A task adapts its configuration's schema to a :class:`Recipe`; nothing of the sc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ class Schedule:
     """Learning rate per iteration.
 
     Attributes:
-        type: a scheduler of ``paddle.optimizer.lr``, or ``WarmupCosine``.
+        type: a scheduler of ``paddle.optimizer.lr``, ``WarmupCosine`` or ``WarmupMultiStep``.
         learning_rate: the rate that the scheduler starts from, or (WarmupCosine) reaches after its warm-up.
         arguments: further ones of the scheduler; a duration among them may be given in epochs.
         warmup, warmup_start: length of a linear warm-up before the scheduler, and the rate at its start.
@@ -171,11 +171,43 @@ class WarmupCosine(paddle.optimizer.lr.LRScheduler):
         return self.end + (self.peak - self.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+class WarmupMultiStep(paddle.optimizer.lr.LRScheduler):
+    """Linear warm-up beside steps: at every one of ``milestones``, counted from the start, the rate is multiplied by
+    ``gamma``; in the first ``warmup`` steps also by a factor that rises from ``start / learning_rate`` to 1."""
+
+    def __init__(
+        self,
+        learning_rate: float,
+        milestones: Sequence[int],
+        gamma: float = 0.1,
+        warmup: int = 0,
+        start: float = 0.0,
+    ) -> None:
+        if list(milestones) != sorted(set(milestones)):
+            raise ValueError(f"milestones must rise, got {list(milestones)}")
+        self.peak, self.milestones, self.gamma, self.warmup, self.start = (
+            learning_rate,
+            milestones,
+            gamma,
+            warmup,
+            start,
+        )
+        super().__init__(learning_rate=learning_rate)
+
+    def get_lr(self) -> float:
+        step = self.last_epoch
+        rate = self.peak * self.gamma ** sum(step >= milestone for milestone in self.milestones)
+        if step < self.warmup:
+            share = self.start / self.peak
+            rate *= share + (1 - share) * step / self.warmup
+        return rate
+
+
 def schedulers() -> dict[str, Any]:
     """Schedulers by name: Paddle's own and ours."""
     module = paddle.optimizer.lr
     found = {name: getattr(module, name) for name in module.__all__ if name not in ("LRScheduler", "LinearWarmup")}
-    return {**found, "WarmupCosine": WarmupCosine}
+    return {**found, "WarmupCosine": WarmupCosine, "WarmupMultiStep": WarmupMultiStep}
 
 
 def build_scheduler(recipe: Recipe, where: str) -> Any:
@@ -185,14 +217,16 @@ def build_scheduler(recipe: Recipe, where: str) -> Any:
     if schedule.type == "WarmupCosine":
         warmup, arguments["warmup"] = 0, min(warmup, recipe.iters - 1)
         arguments.update(total=recipe.iters, start=schedule.warmup_start)
+    elif schedule.type == "WarmupMultiStep":
+        warmup, arguments["warmup"], arguments["start"] = 0, warmup, schedule.warmup_start
     elif schedule.type == "PolynomialDecay":
         arguments.setdefault("decay_steps", max(recipe.iters - warmup, 1))
     elif schedule.type == "CosineAnnealingDecay":
         arguments.setdefault("T_max", max(recipe.iters - warmup, 1))
     elif schedule.type == "LambdaDecay":
         arguments.setdefault("lr_lambda", lambda step: 1.0)
-    peak = {} if schedule.type in ("PiecewiseDecay", "NoamDecay", "OneCycleLR", "CyclicLR") else schedule.learning_rate
-    given = {} if peak == {} else {"learning_rate": peak}
+    without_rate = ("PiecewiseDecay", "OneCycleLR", "CyclicLR")
+    given = {} if schedule.type in without_rate else {"learning_rate": schedule.learning_rate}
     scheduler = build(schedule.type, {**given, **arguments}, schedulers(), where)
     if not warmup:
         return scheduler

@@ -69,7 +69,7 @@ class Checkpoints(Hook):
             "optimizer": type(run.optimizer).__name__,
             "lr_scheduler": _plain(run.scheduler.state_dict()),
             "scaler": _plain(scaler.state_dict()) if scaler else None,
-            "options": asdict(run.options),
+            "options": effective_options(run),
             "config": _plain(run.task.config),
             "versions": {
                 "paddle_vheat": __version__,
@@ -280,11 +280,17 @@ def synchronise(run: Trainer) -> None:
                 paddle.distributed.broadcast(value, src=0)
 
 
+def effective_options(run: Trainer) -> dict[str, Any]:
+    """The command line's options, those that it leaves to the recipe filled in."""
+    options = asdict(run.options)
+    return {name: getattr(run.recipe, name, value) if value is None else value for name, value in options.items()}
+
+
 def changes(state: Mapping[str, Any], run: Trainer, limit: int = 12) -> list[str]:
     """What a run's configuration and options have that the checkpoint's did not: "key: old -> new"."""
     free = {"save_dir", "resume_model", "num_workers", "use_vdl", "log_iters", "keep_checkpoint_max"}
-    before = {**dict(_flat("", state.get("config", {}))), **dict(_flat("", state.get("options", {})))}
-    now = {**dict(_flat("", _plain(run.task.config))), **dict(_flat("", _plain(asdict(run.options))))}
+    before = dict(_flat("", {**state.get("config", {}), **state.get("options", {})}))
+    now = dict(_flat("", {**_plain(run.task.config), **_plain(effective_options(run))}))
     names = [name for name in {**before, **now} if name not in free and before.get(name) != now.get(name)]
     lines = [f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names]
     return lines[:limit] + ([f"and {len(lines) - limit} more"] if len(lines) > limit else [])
