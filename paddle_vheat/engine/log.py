@@ -74,7 +74,7 @@ class Progress(Hook):
         )
         if self.use_vdl and run.is_main:
             with run.log.writing(run.save_dir / "vdlrecords"):
-                self.writer = continue_records(run.save_dir, run.iteration)
+                self.writer = continue_records(run.save_dir, run.iteration, run.evaluation.pending)
 
     def close(self, run: Trainer) -> None:
         for part in (self._bar, self.writer):
@@ -121,9 +121,13 @@ class Progress(Hook):
         for i, picture in enumerate(pictures):
             self.writer.add_image(f"Prediction/{i}", picture, run.iteration)
 
-    def state(self, run: Trainer) -> dict[str, Any]:
+    def flush(self) -> None:
+        """Records up to a checkpoint outlive a kill as well."""
         if self.writer is not None:
-            self.writer.flush()  # records up to a checkpoint outlive a kill as well
+            self.writer.flush()
+
+    def state(self, run: Trainer) -> dict[str, Any]:
+        self.flush()
         entries = [(float(loss), {k: float(v) for k, v in parts.items()}) for loss, parts in self.losses]
         return {"log_losses": entries}
 
@@ -140,8 +144,8 @@ class Progress(Hook):
 _EVENT_FILE = re.compile(r"vdlrecords\..*\.log")
 
 
-def _read(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Iteration and content of a file's records (each its length in 8 bytes, then a protocol buffer).
+def _read(path: Path) -> Iterator[tuple[int, str, bytes]]:
+    """Iteration, tag and content of a file's records (each its length in 8 bytes, then a protocol buffer).
 
     Ends at one that was cut short by a kill.
     """
@@ -158,17 +162,24 @@ def _read(path: Path) -> Iterator[tuple[int, bytes]]:
                 return
             if len(content) < size or not values:
                 return
-            yield int(values[0].id), content
+            yield int(values[0].id), values[0].tag, content
 
 
-def continue_records(folder: Path, iteration: int) -> Any:
-    """A ``LogWriter`` that adds to the records in ``folder``, once those after ``iteration`` have been taken out."""
+def continue_records(folder: Path, iteration: int, evaluate_again: bool = False) -> Any:
+    """A ``LogWriter`` that adds to the records in ``folder``, once those after ``iteration`` have been taken out, and
+    with ``evaluate_again`` those of the evaluation at ``iteration``."""
     from visualdl import LogWriter
 
     earlier = sorted(p for p in folder.iterdir() if _EVENT_FILE.fullmatch(p.name))
     if not earlier:
         return LogWriter(str(folder))
-    kept = [content for path in earlier for step, content in _read(path) if step <= iteration]
+    again = ("Evaluate/", "Prediction/") if evaluate_again else ()
+    kept = [
+        content
+        for path in earlier
+        for step, tag, content in _read(path)
+        if step < iteration or (step == iteration and not tag.startswith(again))
+    ]
 
     def write(temporary: str) -> None:
         with open(temporary, "wb") as file:

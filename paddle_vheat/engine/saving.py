@@ -200,6 +200,7 @@ class Evaluation(Hook):
         self.stale_intervals = 0 if improved else self.stale_intervals + 1
         self.pending = False
         folder_path = run.save_dir / f"iter_{run.iteration}"
+        run.progress.flush()
         if run.is_main and folder_path.is_dir():
             with run.log.writing(folder_path):
                 update_state(folder_path, {**self._entries(), "evaluated": True})
