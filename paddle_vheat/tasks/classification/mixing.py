@@ -1,93 +1,77 @@
-"""Mixup and CutMix on batches, under PaddleClas' names, with label smoothing and soft targets.
+"""Mixup and CutMix on batches of tensors, under PaddleClas' names, with label smoothing and soft targets.
 
 One mixing weight is drawn for a batch, and image i is mixed with image N - 1 - i: batches are in random order, so
-the partner is as good as a drawn one, and the published recipe does the same. Everything random is drawn from the
-generator that is passed in, so that a trainer can make it a function of the seed, the iteration and the process.
+the partner is as good as a drawn one, and the published recipe does the same. Everything random is drawn on the host,
+from the NumPy generator that is passed in, so that a trainer can make it a function of the seed, the iteration and the
+process; the images stay on their device.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from paddle_vheat.config import ConfigError, did_you_mean
-from paddle_vheat.data._op_arguments import fraction, probability
+from paddle_vheat._paddle import F, paddle
+from paddle_vheat.config import ConfigError, build, build_list, by_name, option
+from paddle_vheat.config.options import short
+from paddle_vheat.tasks.classification.operation import Operation
+
+Tensor = Any
 
 
-def soft_targets(labels: np.ndarray, num_classes: int, smoothing: float = 0.0) -> np.ndarray:
-    """Class indices as rows of probabilities.
+def soft_targets(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
+    """Class indices, integers (N,) from 0 to K - 1, as rows of probabilities, float32 (N, K).
 
-    Args:
-        labels: integers (N,), 0 to num_classes - 1.
-        num_classes: K.
-        smoothing: this share is spread evenly over all K classes, the right one included.
-
-    Returns:
-        float32 (N, K); each row sums to 1.
-
-    Raises:
-        ValueError: for labels that are no such integers, or a smoothing outside 0 to 1.
+    ``smoothing`` is spread evenly over all K classes, the right one included.
     """
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels: expected integers (N,), got {labels.dtype} {labels.shape}")
-    outside = labels[(labels < 0) | (labels >= num_classes)]
-    if outside.size:
-        raise ValueError(f"labels: expected classes 0 to {num_classes - 1}, got {outside[0]}")
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"smoothing: expected a share from 0 to 1, got {smoothing!r}")
-    targets = np.full((len(labels), num_classes), smoothing / num_classes, np.float32)
-    targets[np.arange(len(labels)), labels] = 1 - smoothing + smoothing / num_classes
-    return targets
+    right = F.one_hot(labels, num_classes)
+    return right * (1 - smoothing + smoothing / num_classes) + (1 - right) * (smoothing / num_classes)
 
 
-def _check_alpha(alpha: Any) -> float:
-    number = fraction(alpha, "alpha")
-    if number <= 0:
-        raise ValueError(f"alpha: expected a number above 0, got {alpha!r}")
-    return number
+def _partners(values: Tensor) -> Tensor:
+    return values.index_select(paddle.arange(len(values) - 1, -1, -1))  # on a CPU, flip takes four times as long
 
 
-def _mix(values: np.ndarray, weight: float) -> np.ndarray:
-    """``weight`` of each row and the rest of its partner, in float32."""
-    mixed = values * np.float32(weight)
-    mixed += values[::-1] * np.float32(1 - weight)
-    return mixed
+def _mix(values: Tensor, weight: float) -> Tensor:
+    """``weight`` of each row and the rest of its partner."""
+    return values * weight + _partners(values) * (1 - weight)
 
 
-class MixupOperator:
+@dataclass(eq=False)
+class MixupOperator(Operation):
     """Weighted means of two images (Zhang et al., https://arxiv.org/abs/1710.09412).
 
     Args:
         alpha: the weight is drawn from Beta(alpha, alpha); the published recipe has 0.8.
+        prob: probability that a batch gets it.
     """
 
-    def __init__(self, alpha: Any = 1.0) -> None:
-        self.alpha = _check_alpha(alpha)
+    alpha: float = option(float, 1.0, above=0)
+    prob: float = option(float, 1.0, min=0, max=1)
 
-    def __call__(
-        self, images: np.ndarray, targets: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Float32 (N, C, H, W) and (N, K) -> the same shapes, new arrays."""
+    def __call__(self, images: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Float32 (N, C, H, W) and (N, K) -> the same shapes, new tensors."""
         weight = float(rng.beta(self.alpha, self.alpha))
         return _mix(images, weight), _mix(targets, weight)
 
 
-class CutmixOperator:
+@dataclass(eq=False)
+class CutmixOperator(Operation):
     """A rectangle of each image replaced by the other's (Yun et al., https://arxiv.org/abs/1905.04899).
 
     Args:
         alpha: the rectangle's area is drawn as 1 - Beta(alpha, alpha); the published recipe has 1.0. Its centre
             may be anywhere in the image, and what of it is outside is cut off; the labels are weighted by the
             area that is left.
+        prob: probability that a batch gets it.
     """
 
-    def __init__(self, alpha: Any = 0.2) -> None:
-        self.alpha = _check_alpha(alpha)
+    alpha: float = option(float, 0.2, above=0)
+    prob: float = option(float, 1.0, min=0, max=1)
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> tuple[slice, slice]:
         """The rows and columns to replace."""
@@ -99,113 +83,55 @@ class CutmixOperator:
             spans.append(slice(max(0, middle - half), min(length, middle + half)))
         return spans[0], spans[1]
 
-    def __call__(
-        self, images: np.ndarray, targets: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Float32 (N, C, H, W) and (N, K) -> the same shapes, new arrays."""
-        height, width = images.shape[2:]
-        rows, columns = self.draw(height, width, rng)
-        mixed = images.copy()
-        mixed[:, :, rows, columns] = images[::-1, :, rows, columns]
-        replaced = (rows.stop - rows.start) * (columns.stop - columns.start)
-        return mixed, _mix(targets, 1 - replaced / (height * width))
-
-
-class Choice(NamedTuple):
-    """An operation, and the probability with which a batch gets it."""
-
-    prob: float
-    op: Any
-
-
-class BatchTransform:
-    """Soft targets, and for each batch one of several mixing operations or none.
-
-    Args:
-        choices: the probabilities sum to at most 1; what is missing from 1 leaves the images as they are.
-        num_classes: K.
-        smoothing: of the labels; smoothing before mixing gives the same targets as smoothing after it.
-
-    Raises:
-        ValueError: if the probabilities sum to more than 1.
-    """
-
-    def __init__(self, choices: Sequence[Choice], num_classes: int, smoothing: float = 0.0) -> None:
-        total = sum(choice.prob for choice in choices)
-        if total > 1 + 1e-9:
-            raise ValueError(f"the probabilities sum to {total:g}, expected at most 1")
-        self.choices = tuple(choices)
-        self.num_classes = num_classes
-        self.smoothing = smoothing
-
-    def __call__(
-        self, images: np.ndarray, labels: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Mix one batch.
-
-        Args:
-            images: float32 (N, C, H, W); not changed.
-            labels: integers (N,).
-            rng: decides everything random here.
-
-        Returns:
-            Images float32 (N, C, H, W) and targets float32 (N, K), whose rows sum to 1.
-
-        Raises:
-            ValueError: for other shapes or types, or labels out of range.
-        """
-        images = np.asarray(images)
-        if images.ndim != 4 or images.dtype != np.float32:
-            raise ValueError(f"images: expected float32 (N, C, H, W), got {images.dtype} {images.shape}")
-        targets = soft_targets(labels, self.num_classes, self.smoothing)
-        if len(targets) != len(images):
-            raise ValueError(f"{len(images)} images, but {len(targets)} labels")
-        drawn = rng.random()
-        for prob, op in self.choices:
-            if drawn < prob:
-                return op(images, targets, rng)
-            drawn -= prob
-        return images, targets
+    def __call__(self, images: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Float32 (N, C, H, W) and (N, K) -> the same shapes, new tensors."""
+        replaced = np.zeros((1, 1, *images.shape[2:]), bool)
+        rows, columns = self.draw(*images.shape[2:], rng)
+        replaced[:, :, rows, columns] = True
+        mixed = paddle.where(paddle.to_tensor(replaced), _partners(images), images)
+        return mixed, _mix(targets, 1 - float(replaced.mean()))
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {"MixupOperator": MixupOperator, "CutmixOperator": CutmixOperator}
-_TOP_LEVEL = ("OpSampler", *OPERATORS)
 
 
-def _build(name: str, arguments: Any, source: str) -> Any:
-    known = inspect.signature(OPERATORS[name]).parameters
-    for key in arguments:
-        if key not in known:
-            near = did_you_mean(key, (*known, "prob"))
-            raise ConfigError(f"{source}: no argument {key!r}{near}; known are {', '.join((*known, 'prob'))}")
+def _sampler(**operators: Any) -> list[Any]:
+    """PaddleClas' OpSampler: operators by name, each with its ``prob``."""
+    for name, arguments in operators.items():
+        if isinstance(arguments, Mapping) and "prob" not in arguments:
+            raise ValueError(f"'{name}.prob' is missing: the probability that a batch gets it")
     try:
-        return OPERATORS[name](**arguments)
-    except ValueError as error:
-        raise ConfigError(f"{source}: {error}") from error
+        return [build(name, arguments, OPERATORS, name) for name, arguments in operators.items()]
+    except ConfigError as error:  # a ValueError gets the place of the sampler
+        raise ValueError("; ".join(error.problems)) from error
 
 
-def _by_name(value: Any, source: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{source}: expected arguments by name, got {value!r}")
-    return dict(value)
+@dataclass(frozen=True)
+class BatchTransform:
+    """Soft targets, and for each batch one of several mixing operators or none.
 
+    Attributes:
+        operators: their probabilities sum to at most 1; what is missing from 1 leaves the images as they are.
+        num_classes: K.
+        smoothing: of the labels; smoothing before mixing gives the same targets as smoothing after it.
+    """
 
-def _sampler(arguments: Any, source: str) -> list[Choice]:
-    choices = []
-    for name, value in _by_name(arguments, source).items():
-        where = f"{source}.{name}"
-        if name not in OPERATORS:
-            raise ConfigError(f"{where}: no operator {name!r}{did_you_mean(name, OPERATORS)}; known are "
-                              f"{', '.join(OPERATORS)}")  # fmt: skip
-        value = _by_name(value, where)
-        if "prob" not in value:
-            raise ConfigError(f"{where}: prob is missing: the probability with which a batch gets it")
-        try:
-            prob = probability(value.pop("prob"), "prob")
-        except ValueError as error:
-            raise ConfigError(f"{where}: {error}") from error
-        choices.append(Choice(prob, _build(name, value, where)))
-    return choices
+    operators: tuple[Any, ...]
+    num_classes: int
+    smoothing: float = 0.0
+
+    def __call__(self, images: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Images float32 (N, C, H, W) and labels int64 (N,) -> images and targets, float32 (N, K), rows of sum 1.
+
+        ``rng`` decides everything random. The images that are passed in are not changed.
+        """
+        targets = soft_targets(labels, self.num_classes, self.smoothing)
+        drawn = rng.random()
+        for operator in self.operators:
+            if drawn < operator.prob:
+                return operator(images, targets, rng)
+            drawn -= operator.prob
+        return images, targets
 
 
 def build_batch_ops(
@@ -215,34 +141,19 @@ def build_batch_ops(
 
     Args:
         config: a list of one {"OpSampler": {operator: {"alpha": ..., "prob": ...}, ...}}, or of one
-            {operator: {"alpha": ...}} that every batch gets; None or an empty list mixes nothing.
+            {operator: {"alpha": ...}}; None or an empty list mixes nothing.
         num_classes: K.
-        smoothing: of the labels (``epsilon`` of PaddleClas' CELoss).
+        smoothing: of the labels, 0 to 1 (``epsilon`` of PaddleClas' CELoss).
         source: what to call the list in an error.
 
     Raises:
         ConfigError: for unknown names and arguments, with the nearest and the known ones, and values out of range.
     """
-    entries = [] if config is None else config
-    if not isinstance(entries, (list, tuple)):
-        raise ConfigError(f"{source}: expected a list of operators, got {config!r}")
+    entries = build_list([] if config is None else config, {"OpSampler": _sampler, **OPERATORS}, source, by_name)
     if len(entries) > 1:
-        raise ConfigError(f"{source}: only one entry is supported; put the operators into one OpSampler")
-    choices: list[Choice] = []
-    for entry in entries:
-        if not isinstance(entry, dict) or len(entry) != 1:
-            raise ConfigError(f"{source}: expected one 'name: arguments', got {entry!r}")
-        ((name, arguments),) = entry.items()
-        arguments = {} if arguments is None else arguments
-        where = f"{source}: 0.{name}"
-        if name == "OpSampler":
-            choices = _sampler(arguments, where)
-        elif name in OPERATORS:
-            choices = [Choice(1.0, _build(name, _by_name(arguments, where), where))]
-        else:
-            near = did_you_mean(name, _TOP_LEVEL)
-            raise ConfigError(f"{source}: 0: no operator {name!r}{near}; known are {', '.join(_TOP_LEVEL)}")
-    try:
-        return BatchTransform(choices, num_classes, smoothing)
-    except ValueError as error:
-        raise ConfigError(f"{source}: {error}") from error
+        raise ConfigError(f"'{source}' must be a list of one entry, got {short(config)}; put several into OpSampler")
+    operators = tuple(entries[0] if entries and isinstance(entries[0], list) else entries)
+    total = sum(operator.prob for operator in operators)
+    if total > 1 + 1e-9:
+        raise ConfigError(f"'{source}': the probabilities sum to {total:g}, expected at most 1")
+    return BatchTransform(operators, num_classes, smoothing)

@@ -1,79 +1,61 @@
-"""Checks of the arguments that image operations take from a configuration.
-
-Each returns the value in one form, or raises a ValueError that begins with the argument's name.
-"""
+"""What the operations on images and batches have in common: arguments that are checked when one is made."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from paddle_vheat.data._rand_augment import INTERPOLATIONS
+from paddle_vheat.config.options import check_value
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
+_FRACTION = re.compile(rf"{_NUMBER}(?:/{_NUMBER})?", re.ASCII)
 
 
-def fraction(value: Any, name: str) -> float:
-    """A number, or a string that holds one or the quotient of two ("1.0/255.0"); nothing is evaluated.
+def fraction(value: Any) -> Any:
+    """The number that a text such as "1.0/255.0" or "2e-2" holds; anything else as it is. Nothing is evaluated."""
+    match = _FRACTION.fullmatch(value) if isinstance(value, str) else None
+    if match is None or (match[2] is not None and float(match[2]) == 0):
+        return value
+    return float(match[1]) / float(match[2] or 1)
+
+
+@dataclasses.dataclass(eq=False)
+class Operation:
+    """An operation whose fields are its arguments, each declared by :func:`paddle_vheat.config.option`.
+
+    A null stands for the default, one integer for a pair of equal ones, and a text such as "1.0/255.0" for a number.
 
     Raises:
-        ValueError: for anything else; the message begins with ``name``.
+        ValueError: for arguments of another kind or out of range; names all of them.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value)
-    else:
-        unsigned = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
-        match = re.fullmatch(rf"{unsigned}(?:/{unsigned})?", value) if isinstance(value, str) else None
-        if match is None or (match[2] is not None and float(match[2]) == 0):
-            raise ValueError(f"{name}: expected a number or a fraction such as '1.0/255.0', got {value!r}")
-        number = float(match[1]) / float(match[2] or 1)
-    if not math.isfinite(number):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    return number
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        for field in dataclasses.fields(self):
+            value, rule = getattr(self, field.name), field.metadata
+            if value is None and field.default is not dataclasses.MISSING:
+                value = field.default
+            if rule["items"] is int and isinstance(value, int):
+                value = [value] * rule["length"]
+            if float in (rule["kind"], rule["items"]):
+                value = [fraction(item) for item in value] if isinstance(value, (list, tuple)) else fraction(value)
+            if rule["choices"] is not None and isinstance(value, str):
+                value = value.lower()
+            value = check_value(value, field, field.name, problems)
+            setattr(self, field.name, tuple(value) if isinstance(value, list) else value)
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def stages(self) -> tuple[tuple[str, ...], str]:
+        """What it works on and what it gives: "file", "image", "hwc" or "chw", see ``transforms.pipeline``."""
+        return ("image",), "image"
 
 
-def flag(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}: expected True or False, got {value!r}")
-    return value
-
-
-def probability(value: Any, name: str) -> float:
-    number = fraction(value, name)
-    if not 0 <= number <= 1:
-        raise ValueError(f"{name}: expected a probability from 0 to 1, got {value!r}")
-    return number
-
-
-def numbers(value: Any, name: str, count: int) -> tuple[float, ...]:
-    if not isinstance(value, (list, tuple)) or len(value) != count:
-        raise ValueError(f"{name}: expected a list of {count} numbers, got {value!r}")
-    return tuple(fraction(item, name) for item in value)
-
-
-def value_range(value: Any, name: str, most: float = math.inf) -> tuple[float, float]:
-    low, high = numbers(value, name, 2)
-    if not 0 < low <= high <= most:
-        upper = "" if most == math.inf else f" <= {most:g}"
-        raise ValueError(f"{name}: expected [low, high] with 0 < low <= high{upper}, got {value!r}")
-    return low, high
-
-
-def size_pair(value: Any, name: str) -> tuple[int, int]:
-    pair = value if isinstance(value, (list, tuple)) else (value, value)
-    if len(pair) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in pair):
-        raise ValueError(f"{name}: expected a positive whole number or [width, height], got {value!r}")
-    return pair[0], pair[1]
-
-
-def interpolation_name(value: Any, known: Sequence[str] = tuple(INTERPOLATIONS)) -> str:
-    # Without one, PaddleClas' PIL backend leaves the choice to Pillow, which takes bicubic.
-    name = "bicubic" if value is None else str(value).lower()
-    if name not in (*known, "random"):
-        raise ValueError(f"interpolation: expected one of {', '.join(known)}, random, got {value!r}")
-    return name
-
-
-def only_pil(backend: Any) -> None:
-    if str(backend).lower() != "pil":
-        raise ValueError(f"backend: only 'pil' is supported, which the recipe was published with, got {backend!r}")
+def check_order(name: str, low: float, high: float) -> None:
+    """Raise a ValueError for the ends of a range in the wrong order."""
+    if not low <= high < math.inf:
+        raise ValueError(f"{name} must be a range [low, high], got [{low:g}, {high:g}]")
