@@ -1,32 +1,29 @@
-"""The image operations against computations of their own, their randomness, and what they refuse.
-
-Statistical bounds are five standard deviations: with correct code, one comparison in 1.7 million fails, and the
-seeds are fixed.
-"""
+"""The image operations against computations of their own, their randomness, and what they refuse."""
 
 from __future__ import annotations
 
 import io
 import math
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image, ImageFilter
 
-from paddle_vheat.data.image_ops import (
+from paddle_vheat.tasks.classification.augment import RandCropImage, RandFlipImage, RandomErasing, TimmAutoAugment
+from paddle_vheat.tasks.classification.transforms import (
     CropImage,
     DecodeImage,
     NormalizeImage,
-    RandCropImage,
-    RandFlipImage,
-    RandomErasing,
     ResizeImage,
     ToCHWImage,
     build_ops,
     pipeline,
 )
+from tests.tasks.classification.bounds import within
 
 # As PaddleClas' own ImageNet configurations write the recipe.
 RECIPE = yaml.safe_load("""
@@ -66,10 +63,6 @@ eval:
 """)
 
 
-def within(count: int, trials: int, prob: float) -> bool:
-    return abs(count - trials * prob) <= 5 * math.sqrt(trials * prob * (1 - prob))
-
-
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return Image.fromarray(noise).filter(ImageFilter.GaussianBlur(3))
@@ -90,7 +83,11 @@ def test_decoding_gives_the_pixels():
     jpeg = encoded(image, "JPEG", quality=90)
     np.testing.assert_array_equal(np.asarray(DecodeImage()(jpeg)), np.asarray(Image.open(io.BytesIO(jpeg))))
     assert DecodeImage()(image) is image
-    np.testing.assert_array_equal(np.asarray(DecodeImage()(np.asarray(image))), np.asarray(image))
+    given = pipeline(build_ops([{"DecodeImage": None}]), takes="image")(np.asarray(image))
+    np.testing.assert_array_equal(given, np.asarray(image).transpose(2, 0, 1))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # by a quarter: not followed, as in the published recipe
+    np.testing.assert_array_equal(np.asarray(DecodeImage()(encoded(image, exif=turned))), np.asarray(image))
 
 
 def test_decoding_makes_rgb_of_other_kinds():
@@ -333,6 +330,23 @@ def test_the_recipe_gives_float_images_decided_by_the_seed():
     assert len({image.tobytes() for image in np.concatenate([first, images(2)])}) == 16
 
 
+def test_what_a_seed_draws_never_changes():
+    """Else a checkpoint would not be continued with the images that it would have seen."""
+    random.seed(20)
+    assert [RandCropImage(size=224).draw(500, 375) for _ in range(3)] == [
+        (33, 6, 464, 348), (38, 26, 243, 242), (297, 115, 487, 308),
+    ]  # fmt: skip
+    drawn = [TimmAutoAugment().draw() for _ in range(4)]
+    assert [[(name, round(magnitude, 6)) for name, magnitude in ops] for ops in drawn] == [
+        [], [], [("SolarizeAdd", 9.06235), ("Rotate", 9.199615)],
+        [("ShearX", 8.226681), ("PosterizeIncreasing", 8.23675)],
+    ]  # fmt: skip
+    assert [RandomErasing(sh="1.0/3.0", attempt=10, use_log_aspect=log).draw(224, 224) for log in (True, False)] == [
+        (73, 60, 103, 45), (76, 71, 72, 26),
+    ]  # fmt: skip
+    assert random.random() == 0.136872304192037
+
+
 def test_the_recipe_s_evaluation_is_resize_crop_and_normalise():
     image = picture(500, 375)
     result = pipeline(build_ops(RECIPE["eval"]))(encoded(image))
@@ -344,3 +358,11 @@ def test_the_recipe_s_evaluation_is_resize_crop_and_normalise():
     decoded = pipeline(build_ops([{"DecodeImage": None}]))(encoded(image))
     np.testing.assert_array_equal(decoded, np.asarray(image).transpose(2, 0, 1))
     assert decoded.dtype == np.float32
+
+
+def test_transforms_and_data_need_no_paddle():
+    """An exported model is used without it; tests/test_import.py looks at the rest of deployment."""
+    package = "paddle_vheat.tasks.classification"
+    code = f"import sys, {package}.transforms, {package}.data, {package}.digits; print('paddle' in sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")

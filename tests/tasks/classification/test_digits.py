@@ -12,8 +12,8 @@ pytest.importorskip("sklearn")
 from sklearn.datasets import load_digits
 
 from paddle_vheat.config import ConfigError
-from paddle_vheat.data import digits
-from paddle_vheat.data.digits import Digits, split_indices
+from paddle_vheat.tasks.classification import digits
+from paddle_vheat.tasks.classification.digits import Digits, split_indices
 
 OPS = [{"NormalizeImage": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "order": ""}}]
 
@@ -42,7 +42,7 @@ def test_samples_are_the_enlarged_digits(mode: str, size: int):
         assert (item["img"].dtype, item["img"].shape) == (np.float32, (3, size, size))
         assert (item["label"].dtype, item["label"].shape) == (np.int64, ())
         assert int(item["label"]) == bunch.target[number]
-        assert int(item["index"]) == index
+        assert item["meta"] == {"index": index}
         assert dataset.file_list[index] == (f"digits/{number:04d}", bunch.target[number])
         levels = np.round(bunch.images[number] * 255 / 16).astype(np.uint8)
         wanted = np.asarray(Image.fromarray(levels).resize((size, size), Image.BICUBIC))
@@ -66,15 +66,24 @@ def test_the_same_operations_work_as_on_files():
     assert cropped[0]["img"].shape == (3, 48, 48)
 
 
-def test_unusable_arguments_are_named(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ValueError, match="mode: expected 'train' or 'val', got 'test'"):
-        Digits("test")
-    for size in (4, 32.0, True):
-        with pytest.raises(ValueError, match="size: expected a whole number of pixels, 8 or more"):
-            Digits("train", size)
-    with pytest.raises(ConfigError, match=r"x\.yml:\n  0: no operation 'Normalize'; did you mean 'NormalizeImage'"):
-        Digits("train", 32, [{"Normalize": None}], source="x.yml")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mode": "test"}, "mode: expected 'train' or 'val', got 'test'"),
+        ({"size": 4}, "size: expected an integer of pixels, 8 or more, got 4"),
+        ({"size": 32.0}, "size: expected an integer"),
+        ({"size": True}, "size: expected an integer"),
+        ({"num_classes": 9}, "the digits have 10 classes, and the model 9"),
+        ({"transform_ops": [{"Normalize": None}], "source": "x"}, "'x.0': .* did you mean 'NormalizeImage'"),
+    ],
+)
+def test_unusable_arguments_are_named(arguments: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        Digits(**arguments)
+
+
+def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch):
     digits._load.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match="pip install scikit-learn"):
+    with pytest.raises(ConfigError, match="pip install scikit-learn"):
         Digits("train")
