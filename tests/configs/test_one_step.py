@@ -100,30 +100,6 @@ def check_losses(task: Any, model: Any, contrast: bool) -> None:
         assert bank is None or (bank.num_classes, bank.channels) == (model.num_classes, width)
 
 
-@pytest.mark.parametrize(
-    ("name", "iters", "decay", "width", "temperature", "views", "memory", "warm_up"),
-    [
-        ("HRNet_W48_cityscapes_1024x512_60k.yml", 60000, 2e-4, 720, 0.1, 100, 0, 0),
-        ("hrnet_w48_cityscapes_contrast_mem.yml", 40000, 5e-4, 256, 0.07, 1, 5000, 5000),
-    ],
-)
-def test_the_published_contrast_recipes(name, iters, decay, width, temperature, views, memory, warm_up):
-    """The reproduction's run, and the paper's with a memory bank."""
-    config = load_config(tiny.REPOSITORY / "configs" / name)
-    assert (config["iters"], config["batch_size"], config["model"]["proj_dim"]) == (iters, 2, width)
-    assert config["optimizer"] == {"type": "SGD", "momentum": 0.9, "weight_decay": decay}
-    schedule = config["lr_scheduler"]
-    assert (schedule["type"], schedule["learning_rate"], schedule["power"]) == ("PolynomialDecay", 0.01, 0.9)
-    task = make_task(config, name)
-    loss = task.losses["types"][1]
-    assert (loss.temperature, loss.base_temperature, loss.max_samples) == (temperature, 0.07, 1024)
-    assert (loss.max_views, loss.warmup_iters) == (views, warm_up)
-    if memory:
-        assert (loss.bank.memory_size, loss.bank.pixel_update_freq) == (5000, 10)
-    else:
-        assert loss.bank is None
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_one_step(path, tmp_path):
     """Model, optimizer, schedule and losses as published; the images, the crop and the batch are small."""
