@@ -96,9 +96,7 @@ class RandomBrightnessShift:
 
     def __init__(self, max_shift: int = 10) -> None:
         if isinstance(max_shift, bool) or not isinstance(max_shift, int) or not 0 <= max_shift <= 255:
-            raise ValueError(
-                f"RandomBrightnessShift: max_shift: expected an integer from 0 to 255, got {max_shift!r}"
-            )
+            raise ValueError(f"RandomBrightnessShift: max_shift: expected an integer from 0 to 255, got {max_shift!r}")
         self.max_shift = max_shift
 
     def __call__(self, data: Data) -> Data:

@@ -1,19 +1,6 @@
 """What other people's runs were configured with, in our keys; nothing here is read from our configurations.
 
-Sources:
-    PADDLESEG_CONTRAST: PaddleSeg, configs/hrnet_w48_contrast/HRNet_W48_contrast_cityscapes_1024x512_60k.yml and
-        configs/_base_/cityscapes.yml. justld/contrast_seg_paddle, configs/HRNet_W48_cityscapes_1024x512_60k.yml, has the
-        same values but for proj_dim 256, which its projection head does not use (it is 720 -> 720).
-    PAPER_MEMORY: tfzhou/ContrastiveSeg, configs/cityscapes/H_48_D_4_MEM.json,
-        scripts/cityscapes/hrnet/run_h_48_d_4_contrast_mem.sh (batch 8, four GPUs), lib/datasets/tools/cv2_aug_transforms.py,
-        segmentor/tools/optim_scheduler.py (power 0.9), lib/models/nets/hrnet.py (dropout 0.10, align_corners True).
-    IMAGENET: MzeroMiko/vHeat, classification/configs/vHeat/*.yaml, classification/utils/config.py and optimizer.py; the
-        augmentations by those names are timm's.
-    ADE20K: MzeroMiko/vHeat, segmentation/configs/vheat/upernet_vheat_160k_ade20k_512x512_*.py, and what they inherit from
-        mmsegmentation 1.x: configs/swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py,
-        configs/_base_/models/upernet_swin.py, configs/_base_/datasets/ade20k.py.
-
-``deviates`` marks a value that is not the source's; its text is what the source has.
+``Deviates`` marks a value that is not the source's; its text is what the source has.
 """
 
 from __future__ import annotations
@@ -21,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class deviates:  # noqa: N801  it reads as a word in the tables
+class Deviates:
     """A value of ours in the place of the source's."""
 
     def __init__(self, ours: Any, source: str) -> None:
@@ -38,13 +25,16 @@ def _normalize(mean: list[float], std: list[float]) -> dict[str, Any]:
 
 
 def _cityscapes(train: list[Any], val: list[Any]) -> dict[str, Any]:
-    root = deviates("data/cityscapes", "their folder")
+    root = Deviates("data/cityscapes", "their folder")
     return {
         "train_dataset": {"type": "Cityscapes", "dataset_root": root, "mode": "train", "transforms": train},
         "val_dataset": {"type": "Cityscapes", "dataset_root": root, "mode": "val", "transforms": val},
     }
 
 
+# PaddleSeg: configs/hrnet_w48_contrast/HRNet_W48_contrast_cityscapes_1024x512_60k.yml, configs/_base_/cityscapes.yml.
+# The reproduction, justld/contrast_seg_paddle: configs/HRNet_W48_cityscapes_1024x512_60k.yml has the same values, but
+# for a proj_dim of 256 that its projection head (720 -> 720) does not use.
 PADDLESEG_CONTRAST: dict[str, Any] = {
     "batch_size": 2,
     "iters": 60000,
@@ -59,7 +49,7 @@ PADDLESEG_CONTRAST: dict[str, Any] = {
         [_normalize(HALF, HALF)],
     ),
     "model": {
-        "type": deviates("PixelContrastSegmentor", "HRNetW48Contrast, bb_channels 720: the same network"),
+        "type": Deviates("PixelContrastSegmentor", "HRNetW48Contrast, bb_channels 720: the same network"),
         "num_classes": 19,
         "proj_dim": 720,
         "drop_prob": 0.1,
@@ -68,7 +58,7 @@ PADDLESEG_CONTRAST: dict[str, Any] = {
         "backbone": {
             "type": "HRNet_W48",
             "align_corners": False,
-            "pretrained": deviates(None, "hrnet_w48_ssld, which the user passes"),
+            "pretrained": Deviates(None, "hrnet_w48_ssld, which the user passes"),
         },
     },
     "optimizer": {"type": "SGD", "momentum": 0.9, "weight_decay": 2e-4},
@@ -77,7 +67,7 @@ PADDLESEG_CONTRAST: dict[str, Any] = {
         "types": [
             {"type": "CrossEntropyLoss"},
             {
-                "type": deviates("PixelContrastLoss", "PixelContrastCrossEntropyLoss, of the same definition"),
+                "type": Deviates("PixelContrastLoss", "PixelContrastCrossEntropyLoss, of the same definition"),
                 "temperature": 0.1,
                 "base_temperature": 0.07,
                 "max_samples": 1024,
@@ -92,6 +82,9 @@ _CE_WEIGHT = [0.8373, 0.9180, 0.8660, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.
 _CE_WEIGHT += [0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507]
 _BGR = [{"type": "ToBGR"}, _normalize(IMAGENET_MEAN, IMAGENET_STD)]  # input_mode BGR, mean and std in this order
 
+# tfzhou/ContrastiveSeg: configs/cityscapes/H_48_D_4_MEM.json; scripts/cityscapes/hrnet/run_h_48_d_4_contrast_mem.sh
+# (batch 8, four GPUs); segmentor/tools/optim_scheduler.py (power 0.9); lib/models/nets/hrnet.py (dropout 0.10,
+# align_corners True); lib/datasets/tools/cv2_aug_transforms.py (cubic interpolation).
 PAPER_MEMORY: dict[str, Any] = {
     "batch_size": 8 // 4,
     "iters": 40000,
@@ -106,7 +99,7 @@ PAPER_MEMORY: dict[str, Any] = {
         _BGR,
     ),
     "model": {
-        "type": deviates("PixelContrastSegmentor", "hrnet_w48_mem"),
+        "type": Deviates("PixelContrastSegmentor", "hrnet_w48_mem"),
         "num_classes": 19,
         "proj_dim": 256,
         "drop_prob": 0.1,
@@ -115,7 +108,7 @@ PAPER_MEMORY: dict[str, Any] = {
         "backbone": {
             "type": "HRNet_W48",
             "align_corners": True,
-            "pretrained": deviates(None, "hrnetv2_w48_imagenet_pretrained.pth, which the user passes"),
+            "pretrained": Deviates(None, "hrnetv2_w48_imagenet_pretrained.pth, which the user passes"),
         },
     },
     "optimizer": {"type": "SGD", "momentum": 0.9, "weight_decay": 5e-4},
@@ -142,12 +135,16 @@ PAPER_MEMORY: dict[str, Any] = {
 
 
 def ade20k(variant: str, drop_path_rate: float) -> dict[str, Any]:
+    """MzeroMiko/vHeat: segmentation/configs/vheat/upernet_vheat_160k_ade20k_512x512_*.py, configs/_base_/models/
+    upernet_swin.py; from mmsegmentation 1.x, which they inherit: configs/_base_/datasets/ade20k.py,
+    configs/swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py.
+    """
     normalize = _normalize([n / 255 for n in (123.675, 116.28, 103.53)], [n / 255 for n in (58.395, 57.12, 57.375)])
-    root = deviates("data/ADEChallengeData2016", "their folder")
+    root = Deviates("data/ADEChallengeData2016", "their folder")
     contrast_range, saturation_range, hue_delta = (0.5, 1.5), (0.5, 1.5), 18
     distort = {
-        "type": deviates("RandomDistort", "PhotoMetricDistortion"),
-        "brightness_range": deviates(0.125, "an addition of up to 32 of 255"),
+        "type": Deviates("RandomDistort", "PhotoMetricDistortion"),
+        "brightness_range": Deviates(0.125, "an addition of up to 32 of 255"),
         "contrast_range": contrast_range[1] - 1,
         "saturation_range": saturation_range[1] - 1,
         "hue_range": hue_delta / 180 * 255,  # OpenCV's 180 steps in a turn, PIL's 255
@@ -162,13 +159,13 @@ def ade20k(variant: str, drop_path_rate: float) -> dict[str, Any]:
     ]
     val = [{"type": "Resize", "target_size": [2048, 512], "keep_ratio": True}, normalize]
     return {
-        "batch_size": deviates(4, "2 on each of 8 GPUs; ours is for 4: 16 in all"),
+        "batch_size": Deviates(4, "2 on each of 8 GPUs; ours is for 4: 16 in all"),
         "iters": 160000,
         "train_dataset": {"type": "ADE20K", "dataset_root": root, "mode": "train", "transforms": train},
         "val_dataset": {"type": "ADE20K", "dataset_root": root, "mode": "val", "transforms": val},
         "test_config": {"is_slide": True, "crop_size": [512, 512], "stride": [341, 341]},
         "model": {
-            "type": deviates("UPerNetMMSeg", "EncoderDecoder with UPerHead and FCNHead"),
+            "type": Deviates("UPerNetMMSeg", "EncoderDecoder with UPerHead and FCNHead"),
             "num_classes": 150,
             "channels": 512,
             "aux_channels": 256,
@@ -178,7 +175,7 @@ def ade20k(variant: str, drop_path_rate: float) -> dict[str, Any]:
                 "type": f"vHeat_{variant}",
                 "img_size": 512,
                 "drop_path_rate": drop_path_rate,
-                "pretrained": deviates(None, "ImageNet weights, which the user passes"),
+                "pretrained": Deviates(None, "ImageNet weights, which the user passes"),
             },
         },
         "optimizer": {
@@ -186,7 +183,7 @@ def ade20k(variant: str, drop_path_rate: float) -> dict[str, Any]:
             "beta1": 0.9,
             "beta2": 0.999,
             "weight_decay": 0.01,
-            "custom_cfg": deviates(  # test_weight_decay compares what they come to
+            "custom_cfg": Deviates(  # test_weight_decay compares what they come to
                 [
                     {"name": "downsample.norm", "weight_decay_mult": 1.0},
                     {"name": "norm", "weight_decay_mult": 0.0},
@@ -210,8 +207,8 @@ def _imagenet_data(part: str, batch_size: int, ops: list[Any], **more: Any) -> d
     return {
         "dataset": {
             "name": "ImageNetDataset",
-            "image_root": deviates("dataset/ILSVRC2012", "their folder"),
-            "cls_label_path": deviates(f"dataset/ILSVRC2012/{part}_list.txt", NOT_GIVEN),
+            "image_root": Deviates("dataset/ILSVRC2012", "their folder"),
+            "cls_label_path": Deviates(f"dataset/ILSVRC2012/{part}_list.txt", NOT_GIVEN),
             "transform_ops": ops,
             **more,
         },
@@ -221,11 +218,14 @@ def _imagenet_data(part: str, batch_size: int, ops: list[Any], **more: Any) -> d
             "drop_last": part == "train",
             "shuffle": part == "train",
         },
-        "loader": {"num_workers": deviates(8 if part == "train" else 4, "8"), "use_shared_memory": True},
+        "loader": {"num_workers": Deviates(8 if part == "train" else 4, "8"), "use_shared_memory": True},
     }
 
 
 def imagenet(variant: str) -> dict[str, Any]:
+    """MzeroMiko/vHeat: classification/configs/vHeat/*.yaml, classification/utils/{config,optimizer}.py; what the
+    augmentations with those arguments are is timm's.
+    """
     total_batch = 2048
     scale = total_batch / 512  # the linear rule of their main.py
     decode = {"DecodeImage": {"to_rgb": True, "channel_first": False, "backend": "pil"}}
@@ -279,7 +279,7 @@ def imagenet(variant: str) -> dict[str, Any]:
         },
     }
     return {
-        "Global": {"epochs": 300, **{key: deviates(value, NOT_GIVEN) for key, value in engine.items()}},
+        "Global": {"epochs": 300, **{key: Deviates(value, NOT_GIVEN) for key, value in engine.items()}},
         "AMP": {"use_amp": True, "level": "O1", "scale_loss": 65536, "use_dynamic_loss_scaling": True},
         "EMA": {"decay": 0.9999},
         "Arch": {"name": f"vHeat_{variant}", "class_num": 1000, "pretrained": None},
@@ -304,6 +304,6 @@ def imagenet(variant: str) -> dict[str, Any]:
             "Train": _imagenet_data("train", total_batch // 8, training, batch_transform_ops=[{"OpSampler": mixing}]),
             "Eval": _imagenet_data("val", 64, evaluation),
         },
-        "Infer": deviates(infer, NOT_GIVEN),
+        "Infer": Deviates(infer, NOT_GIVEN),
         "Metric": {"Train": accuracy, "Eval": accuracy},
     }
