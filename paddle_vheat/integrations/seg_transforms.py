@@ -16,9 +16,24 @@ from paddleseg.cvlibs import manager
 from paddleseg.transforms import Resize
 
 from paddle_vheat.config import did_you_mean
-from paddle_vheat.data._op_arguments import size_pair, value_range
 
 Data = dict[str, Any]
+
+
+def _pair(value: Any, name: str, kind: type, what: str) -> tuple[Any, Any]:
+    """Two numbers above 0; a ValueError that begins with ``name`` for anything else."""
+    pair = tuple(value) if isinstance(value, (list, tuple)) else ()
+    numbers = [item for item in pair if isinstance(item, (int, kind)) and not isinstance(item, bool)]
+    if len(pair) != 2 or len(numbers) != 2 or not all(0 < number < math.inf for number in numbers):
+        raise ValueError(f"{name}: expected {what}, got {value!r}")
+    return kind(pair[0]), kind(pair[1])
+
+
+def _range(value: Any, name: str) -> tuple[float, float]:
+    low, high = _pair(value, name, float, "[min, max] above 0")
+    if low > high:
+        raise ValueError(f"{name}: expected [min, max] above 0, got {value!r}")
+    return low, high
 
 
 class ToBGR:
@@ -61,9 +76,9 @@ class RandomRescale:
         fit: Sequence[int] | None = None,
         interp: str = "LINEAR",
     ) -> None:
-        self.scale_range = value_range(scale_range, "RandomRescale: scale_range")
-        self.aspect_range = value_range(aspect_range, "RandomRescale: aspect_range")
-        self.fit = None if fit is None else size_pair(fit, "RandomRescale: fit")
+        self.scale_range = _range(scale_range, "RandomRescale: scale_range")
+        self.aspect_range = _range(aspect_range, "RandomRescale: aspect_range")
+        self.fit = None if fit is None else _pair(fit, "RandomRescale: fit", int, "[width, height] in pixels")
         if interp not in Resize.interp_dict:
             known = ", ".join(Resize.interp_dict)
             hint = did_you_mean(str(interp), Resize.interp_dict)

@@ -13,8 +13,10 @@ from paddle_vheat.engine.loader import max_workers
 from paddle_vheat.engine.optim import Epochs, Factors, Recipe, Schedule
 from paddle_vheat.models import VARIANTS, VHeat
 from paddle_vheat.models.vheat import MIN_SIZE
-from paddle_vheat.tasks.classification.data import DATASETS
+from paddle_vheat.tasks.classification.data import ImageNetDataset
+from paddle_vheat.tasks.classification.digits import Digits
 
+DATASETS = {"ImageNetDataset": ImageNetDataset, "Digits": Digits}
 ARCHITECTURES = {name.replace("vheat", "vHeat"): name for name in VARIANTS}
 
 

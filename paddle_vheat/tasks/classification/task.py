@@ -18,7 +18,6 @@ from paddle_vheat.engine.task import ExportSpec, Metric
 from paddle_vheat.errors import DataError, MissingFileError
 from paddle_vheat.models import VHeatClassifier, create_model
 from paddle_vheat.tasks.classification import config as schema
-from paddle_vheat.tasks.classification.data import DATASETS
 from paddle_vheat.tasks.classification.evaluator import ClassificationEvaluator
 from paddle_vheat.tasks.classification.mixing import BatchTransform, build_batch_ops
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction, top_classes
@@ -87,7 +86,7 @@ class ClassificationTask:
         if name == "ImageNetDataset":
             given["num_classes"] = arguments.pop("num_classes", self.settings.num_classes)
         try:
-            return build(name, arguments, DATASETS, where, **given)
+            return build(name, arguments, schema.DATASETS, where, **given)
         except FileNotFoundError as error:
             hint = f"put the data there, or give --opts {where.split(': ')[-1]}.image_root=DIR"
             raise MissingFileError(f"{self.source}: {error}; {hint}") from error
