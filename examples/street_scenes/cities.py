@@ -1,4 +1,4 @@
-"""What the invented cities of the procedural street scenes look like: their colours, weather and streets."""
+"""What the invented cities of the street scenes look like: their colours, weather and streets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paddle_vheat.data._scene_canvas import Array, Camera, Colour, Light, dim, mix, value_noise
+from examples.street_scenes.canvas import Array, Camera, Colour, Light, dim, mix, value_noise
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Mood:
 
 
 @dataclass(frozen=True)
-class Street:
+class StreetKind:
     """A kind of street; lengths in metres, shares as probabilities."""
 
     heights: tuple[float, float]
@@ -67,20 +67,20 @@ MOODS = {
 }
 
 STREETS = {
-    "centre": Street(
+    "centre": StreetKind(
         heights=(11, 24), walk=(3.5, 6.0), verge=0.1, sides={"building": 9, "park": 0.6, "wall": 0.4},
         trees=0.35, crowd=6.4, pitched=0.25,
     ),
-    "avenue": Street(
+    "avenue": StreetKind(
         heights=(9, 18), walk=(3.0, 5.0), verge=0.55, sides={"building": 6, "park": 1.5, "fence": 0.7},
         trees=1.0, crowd=4.8, pitched=0.3,
     ),
-    "suburb": Street(
+    "suburb": StreetKind(
         heights=(5, 9), walk=(1.8, 3.2), verge=0.65,
         sides={"building": 4, "park": 1.6, "hedge": 1.5, "fence": 1.2, "wall": 0.8},
         trees=0.55, crowd=2.9, pitched=0.8,
     ),
-    "open": Street(
+    "open": StreetKind(
         heights=(6, 14), walk=(2.0, 3.4), verge=0.85,
         sides={"building": 1.6, "park": 4, "wall": 0.8, "fence": 1},
         trees=0.6, crowd=1.9, pitched=0.4,

@@ -2,7 +2,8 @@
 
 World coordinates are metres with the camera above the origin: ``X`` to the right, ``Y`` up from the
 ground, ``Z`` forward. Everything is drawn far to near on two surfaces of the same size, one of colours
-and one of train ids, so that a label is exact to the pixel however objects hide each other.
+and one of marks (classes and objects), so that labels and masks are exact to the pixel however objects
+hide each other.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from examples.street_scenes.labels import SKY, THINGS
 
 Colour = tuple[float, float, float]
 Array = np.ndarray[Any, Any]
@@ -112,21 +115,41 @@ def hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return outline
 
 
-class Canvas:
-    """A colour surface and a label surface that are painted together.
+FIRST_OBJECT = 256
+"""Marks below are train ids, those from here on number the objects."""
 
-    Methods paint the colour, and the label too when ``label`` is given; details of an object that is
-    already labelled leave it out.
+
+class Canvas:
+    """A colour surface and a surface of marks that are painted together.
+
+    Methods paint the colour, and the mark too when ``label``, a train id, is given; details of an object
+    that is already labelled leave it out.
     """
 
     def __init__(self, camera: Camera, light: Light, sky: Array) -> None:
-        """``sky``: uint8 (height, width, 3), the background; it is labelled 10, sky."""
+        """``sky``: uint8 (height, width, 3), the background."""
         self.camera = camera
         self.light = light
         self.rgb = Image.fromarray(sky)
-        self.label = Image.new("L", self.rgb.size, 10)
+        self.marks = Image.new("I", self.rgb.size, SKY)
+        self.classes: list[int] = []
+        """Train ids of the objects, by number."""
+        self._current: dict[int, int] = {}
         self._paint = ImageDraw.Draw(self.rgb)
-        self._mark = ImageDraw.Draw(self.label)
+        self._mark = ImageDraw.Draw(self.marks)
+
+    def begin(self) -> None:
+        """What is drawn from here on is another object: one for each class of things that it has."""
+        self._current = {}
+
+    def mark(self, label: int) -> int:
+        """What to mark the current object's pixels of this class with."""
+        if label not in THINGS:
+            return label
+        if label not in self._current:
+            self._current[label] = FIRST_OBJECT + len(self.classes)
+            self.classes.append(label)
+        return self._current[label]
 
     def shade(self, colour: Colour, depth: float, bright: float = 1.0, glow: bool = False) -> tuple[int, ...]:
         """The colour as seen from ``depth`` metres away, 8-bit; ``glow`` for things that shine."""
@@ -146,7 +169,7 @@ class Canvas:
         flat = xy.ravel().tolist()
         self._paint.polygon(flat, fill=colour)
         if label is not None:
-            self._mark.polygon(flat, fill=label)
+            self._mark.polygon(flat, fill=self.mark(label))
 
     def flat(
         self,
@@ -242,7 +265,7 @@ class Canvas:
         box = [centre[0] - radii[0], centre[1] - radii[1], centre[0] + radii[0], centre[1] + radii[1]]
         self._paint.ellipse(box, fill=colour)
         if label is not None:
-            self._mark.ellipse(box, fill=label)
+            self._mark.ellipse(box, fill=self.mark(label))
 
     def ball(
         self,
@@ -271,7 +294,7 @@ class Canvas:
         ImageDraw.Draw(mask).polygon((xy - (x0, y0)).ravel().tolist(), fill=int(255 * opacity))
         self.rgb.paste(colour, (x0, y0, x1, y1), mask)
         if label is not None:
-            self._mark.polygon(xy.ravel().tolist(), fill=label)
+            self._mark.polygon(xy.ravel().tolist(), fill=self.mark(label))
 
     def shadow(self, footprint: Array, height: float) -> None:
         """The shadow of something ``height`` metres high on the ground; ``footprint``: (n, 2), X and Z."""

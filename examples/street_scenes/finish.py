@@ -7,9 +7,8 @@ import math
 import numpy as np
 from PIL import Image, ImageFilter
 
-from paddle_vheat.data._scene_canvas import Array, Camera, Canvas, value_noise
-
-IGNORE = 255
+from examples.street_scenes.canvas import FIRST_OBJECT, Array, Camera, Canvas, value_noise
+from examples.street_scenes.labels import IGNORE
 
 # Strength of fine and of coarse texture by train id; what is not listed gets the last row.
 _FINE = np.full(256, 0.03, np.float32)
@@ -22,18 +21,30 @@ _GROUND = np.zeros(256, np.float32)
 _GROUND[[0, 1, 9]] = 0.09, 0.1, 0.24
 
 
-def halve(image: Array, label: Array) -> tuple[Array, Array]:
-    """From the painted surface to the picture, both halved: colours averaged, labels by majority.
-
-    ``image``: uint8 (2 H, 2 W, 3); ``label``: uint8 (2 H, 2 W). Returns float32 (H, W, 3) in 0..1 and
-    uint8 (H, W), whose values all occur in ``label``: labels are never blended.
-    """
+def halve_image(image: Array) -> Array:
+    """uint8 (2 H, 2 W, 3) averaged to float32 (H, W, 3) in 0..1."""
     rows = image[::2].astype(np.float32) + image[1::2]
-    mean = (rows[:, ::2] + rows[:, 1::2]) * np.float32(1 / 1020)
-    a, b, c, d = label[::2, ::2], label[::2, 1::2], label[1::2, ::2], label[1::2, 1::2]
-    first = (a == b) | (a == c) | (a == d)
-    second = (b == c) | (b == d)
-    return mean, np.where(first, a, np.where(second, b, np.where(c == d, c, a)))
+    mean: Array = (rows[:, ::2] + rows[:, 1::2]) * np.float32(1 / 1020)
+    return mean
+
+
+def halve_marks(marks: Array, classes: list[int]) -> tuple[Array, Array]:
+    """From marks, (2 H, 2 W), to labels, uint8 (H, W), and objects numbered from 1, int32 (H, W), by majority.
+
+    An object's pixel has the object's class as its label, and a pixel labelled as a thing belongs to an object.
+    """
+    table = np.array([*range(FIRST_OBJECT), *classes], np.uint8)
+    quarters = np.stack([marks[i::2, j::2] for i in (0, 1) for j in (0, 1)])
+    labels = table[quarters]
+    label = _majority(labels, np.ones(labels.shape, bool))
+    mark = _majority(quarters, labels == label)
+    return label, np.maximum(mark - (FIRST_OBJECT - 1), 0)
+
+
+def _majority(values: Array, eligible: Array) -> Array:
+    """The commonest of the eligible values along the first axis, (4, H, W) to (H, W); of equals the first."""
+    votes = (values[:, None] == values).sum(axis=0) * eligible
+    return np.take_along_axis(values, votes.argmax(axis=0)[None], axis=0)[0]
 
 
 def _lookup(tile: Array, x: Array, z: Array) -> Array:
@@ -75,10 +86,11 @@ def _ground(rng: np.random.Generator, camera: Camera, label: Array) -> Array:
     return texture
 
 
-def finish(rng: np.random.Generator, canvas: Canvas) -> tuple[Array, Array]:
-    """The photograph, uint8 (H, W, 3), and its train ids, uint8 (H, W), at half the canvas' size."""
+def finish(rng: np.random.Generator, canvas: Canvas) -> tuple[Array, Array, Array]:
+    """The photograph, its train ids and its objects at half the canvas' size: see ``render_scene``."""
     camera, light = canvas.camera, canvas.light
-    colours, label = halve(np.asarray(canvas.rgb), np.asarray(canvas.label))
+    colours = halve_image(np.asarray(canvas.rgb))
+    label, objects = halve_marks(np.asarray(canvas.marks), canvas.classes)
     height, width = label.shape
     texture = _FINE[label] * value_noise(rng, (height, width), 40, 2)
     texture += _COARSE[label] * value_noise(rng, (height, width), 9, 2)
@@ -106,7 +118,8 @@ def finish(rng: np.random.Generator, canvas: Canvas) -> tuple[Array, Array]:
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.15, 0.55) * math.sqrt(height / 128)))
     sigma = rng.uniform(1.2, 3.5) * (1.8 if light.lamps else 1.0)
     noise = rng.standard_normal((height, width, 3), np.float32) * np.float32(sigma)
-    return (np.asarray(picture, np.float32) + noise).clip(0, 255).astype(np.uint8), label
+    image = (np.asarray(picture, np.float32) + noise).clip(0, 255).astype(np.uint8)
+    return image, label, np.where(label == IGNORE, 0, objects)
 
 
 def _unscored(rng: np.random.Generator, colours: Array, label: Array) -> Array:

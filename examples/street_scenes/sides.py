@@ -1,22 +1,18 @@
-"""What lines the streets of the procedural scenes: houses, walls, fences, hedges and parks."""
+"""What lines the streets of the scenes: houses, walls, fences, hedges and parks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paddle_vheat.data import _scene_people as people
-from paddle_vheat.data._scene_canvas import Array, Canvas, Colour, dim, mix
-from paddle_vheat.data._scene_cities import choose
-from paddle_vheat.data._scene_vehicles import VIVID, pick
-
-if TYPE_CHECKING:
-    from paddle_vheat.data._scene_layout import Scene
-
-BUILDING, WALL, FENCE, VEGETATION = 2, 3, 4, 8
+from examples.street_scenes.canvas import Array, Canvas, Colour, dim, mix
+from examples.street_scenes.cities import choose
+from examples.street_scenes.furniture import draw_bush, draw_tree
+from examples.street_scenes.labels import BUILDING, FENCE, WALL
+from examples.street_scenes.shapes import VIVID, pick
+from examples.street_scenes.street import Street
 
 
 @dataclass(frozen=True)
@@ -39,22 +35,22 @@ class House:
     """Share of lit windows."""
 
 
-def make_house(rng: np.random.Generator, scene: Scene) -> House:
-    """Draw a building that suits the scene's city and kind of street."""
-    street = scene.street
-    height = rng.uniform(*street.heights)
+def make_house(rng: np.random.Generator, street: Street) -> House:
+    """Draw a building that suits the city and the kind of street."""
+    kind = street.kind
+    height = rng.uniform(*kind.heights)
     modern = rng.random() < 0.25
     return House(
         height=height,
         floor=rng.uniform(2.8, 3.6),
         bay=rng.uniform(2.0, 3.4),
-        paint=dim(pick(rng, scene.city.facades), rng.uniform(0.82, 1.1)),
+        paint=dim(pick(rng, street.city.facades), rng.uniform(0.82, 1.1)),
         roof=pick(rng, ((120, 62, 46), (84, 72, 68), (70, 74, 82), (140, 84, 60))),
-        pitched=rng.random() < street.pitched,
+        pitched=rng.random() < kind.pitched,
         pane=(0.86, rng.uniform(0.5, 0.75)) if modern else (rng.uniform(0.36, 0.6), rng.uniform(0.45, 0.65)),
         glass=pick(rng, ((58, 68, 80), (84, 98, 112), (44, 48, 54), (110, 126, 138))),
         shop=pick(rng, VIVID) if height > 8 and rng.random() < 0.45 else None,
-        lit=rng.uniform(0.2, 0.6) if scene.canvas.light.lamps else 0.0,
+        lit=rng.uniform(0.2, 0.6) if street.canvas.light.lamps else 0.0,
     )
 
 
@@ -114,40 +110,40 @@ def draw_facade(
 
 
 class Sides:
-    """Fills both sides and the end of a scene's street."""
+    """Fills both sides and the end of a street."""
 
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
-        self.leaf = pick(scene.rng, scene.city.leaves)
+    def __init__(self, street: Street) -> None:
+        self.street = street
+        self.leaf = pick(street.rng, street.city.leaves)
 
     def building_line(self, side: int) -> float:
         """Distance of the facades from the camera's axis, signed, in metres."""
-        scene = self.scene
-        edge = (scene.left, scene.right)[side]
-        return edge + (-1, 1)[side] * (scene.walks[side] + scene.verges[side])
+        street = self.street
+        edge = (street.left, street.right)[side]
+        return edge + (-1, 1)[side] * (street.walks[side] + street.verges[side])
 
     def backdrop(self) -> None:
         """Close the view: houses or trees across the street's end."""
-        scene = self.scene
-        rng, canvas = scene.rng, scene.canvas
-        z = scene.end
-        drift = scene.bend(z)
+        street = self.street
+        rng, canvas = street.rng, street.canvas
+        z = street.end
+        drift = street.bend(z)
         green = rng.random() < (0.35 if z < 60 else 0.6)
         reach = z * 0.75 + 20
         # Farther hills or houses keep the horizon from showing as a bare line.
         far = mix(self.leaf, (120, 130, 130), 0.4)
         x = -reach * 1.4
         while x < reach * 1.4:
-            people.draw_bush(canvas, rng, np.array([x, 2.0, z + 25]), rng.uniform(4, 8), far)
+            draw_bush(canvas, rng, np.array([x, 2.0, z + 25]), rng.uniform(4, 8), far)
             x += rng.uniform(4, 8)
         x = drift - reach
         while x < drift + reach:
             wide = rng.uniform(9, 20)
             if green:
-                people.draw_bush(canvas, rng, np.array([x, 3.0, z + 3]), rng.uniform(3.5, 6.5), self.leaf)
+                draw_bush(canvas, rng, np.array([x, 3.0, z + 3]), rng.uniform(3.5, 6.5), self.leaf)
                 x += rng.uniform(2.5, 5)
                 continue
-            house = make_house(rng, scene)
+            house = make_house(rng, street)
             quad = np.array(
                 [(x, 0, z), (x + wide, 0, z), (x + wide, house.height, z), (x, house.height, z)], np.float64
             )
@@ -160,21 +156,21 @@ class Sides:
             kind = str(rng.choice(["wall", "fence", "none"], p=[0.3, 0.3, 0.4]))
             quad = np.array([(-60, 0, z - 1), (60, 0, z - 1), (60, 1.9, z - 1), (-60, 1.9, z - 1)], np.float64)
             if kind == "wall":
-                self._wall(quad + np.array([drift, 0, 0]), 120, pick(rng, scene.city.facades))
+                self._wall(quad + np.array([drift, 0, 0]), 120, pick(rng, street.city.facades))
             elif kind == "fence":
                 self._fence(quad + np.array([drift, 0, 0]), 120, pick(rng, ((60, 64, 60), (120, 92, 60))))
 
     def line(self, side: int) -> None:
         """Put up what stands along one side (0 left, 1 right), from the picture's edge to the end."""
-        scene = self.scene
-        rng = scene.rng
+        street = self.street
+        rng = street.rng
         base = self.building_line(side)
-        start = max(4.0, scene.in_view(base) * 0.5)
-        z, visible = start, scene.in_view(base)
-        wanted = [kind for kind in ("wall", "fence") if kind in scene.wishes and rng.random() < 0.75]
+        start = max(4.0, street.in_view(base) * 0.5)
+        z, visible = start, street.in_view(base)
+        wanted = [kind for kind in ("wall", "fence") if kind in street.wishes and rng.random() < 0.75]
         forced = {kind: visible * rng.uniform(0.9, 1.5) for kind in wanted}
-        while z < scene.end - 3:
-            kind = choose(rng, scene.street.sides)
+        while z < street.end - 3:
+            kind = choose(rng, street.kind.sides)
             due = [name for name, at in forced.items() if z >= at * 0.8]
             if due:
                 kind = due[0]
@@ -182,19 +178,19 @@ class Sides:
             long = rng.uniform(9, 22)
             if kind in ("wall", "fence"):
                 long = rng.uniform(12, 26)
-            if scene.crossing and z < scene.crossing + 11 and z + long > scene.crossing - 3:
-                if z >= scene.crossing - 5:
-                    z = scene.crossing + 11
+            if street.crossing and z < street.crossing + 11 and z + long > street.crossing - 3:
+                if z >= street.crossing - 5:
+                    z = street.crossing + 11
                     continue
-                long = scene.crossing - 3 - z
-            long = min(long, scene.end - 2 - z)
+                long = street.crossing - 3 - z
+            long = min(long, street.end - 2 - z)
             if z + long > visible * 0.7:
                 getattr(self, f"_put_{kind}")(side, base, z, z + long)
             z += long + (rng.uniform(1.5, 4) if rng.random() < 0.15 else 0.0)
 
     def _quad(self, x: float, z0: float, z1: float, height: float, side: int) -> Array:
         """A wall along the road that faces it, (4, 3)."""
-        bend = self.scene.bend
+        bend = self.street.bend
         near, far = (x + bend(z0), z0), (x + bend(z1), z1)
         first, last = (near, far) if side == 0 else (far, near)
         return np.array(
@@ -209,17 +205,17 @@ class Sides:
 
     def _end(self, x: float, z: float, depth: float, height: float, side: int) -> Array:
         """The end of a building or wall that faces the camera, (4, 3)."""
-        x += self.scene.bend(z)
+        x += self.street.bend(z)
         first, last = (x - depth, x) if side == 0 else (x, x + depth)
         return np.array([(first, 0, z), (last, 0, z), (last, height, z), (first, height, z)], np.float64)
 
     def _put_building(self, side: int, base: float, z0: float, z1: float, back: float = 0.0) -> None:
-        scene = self.scene
-        rng, canvas = scene.rng, scene.canvas
+        street = self.street
+        rng, canvas = street.rng, street.canvas
         sign = -1 if side == 0 else 1
-        set_back = rng.uniform(1.5, 5) if scene.street.heights[1] < 10 else rng.uniform(0, 0.8)
+        set_back = rng.uniform(1.5, 5) if street.kind.heights[1] < 10 else rng.uniform(0, 0.8)
         x = base + sign * (back + set_back)
-        house = make_house(rng, scene)
+        house = make_house(rng, street)
         pieces = max(1, round((z1 - z0) / 7))
         edges = np.linspace(z0, z1, pieces + 1).tolist()
 
@@ -241,44 +237,44 @@ class Sides:
                     canvas.flat(np.array([end[3], end[2], middle]), house.paint, BUILDING, canvas.facing(end) or 1.0)
 
         for i, (a, b) in enumerate(zip(edges, edges[1:])):
-            scene.add(b + 0.3 + back, partial(piece, a, b, i == 0))
+            street.add(b + 0.3 + back, partial(piece, a, b, i == 0))
 
     def _put_park(self, side: int, base: float, z0: float, z1: float, back: float = 0.0) -> None:
-        scene = self.scene
-        rng, canvas = scene.rng, scene.canvas
+        street = self.street
+        rng, canvas = street.rng, street.canvas
         sign = -1 if side == 0 else 1
         tall = rng.uniform(5, 11)
         z = z0
         while z < z1:
             for row in range(2):
-                x = base + sign * (back + 1.5 + row * rng.uniform(4, 6)) + scene.bend(z)
+                x = base + sign * (back + 1.5 + row * rng.uniform(4, 6)) + street.bend(z)
                 height = tall * rng.uniform(0.8, 1.2)
-                scene.add(
+                street.add(
                     z + row * 4 + back,
-                    partial(people.draw_tree, canvas, rng, x, z + row * 2, height, self.leaf),
+                    partial(draw_tree, canvas, rng, x, z + row * 2, height, self.leaf),
                 )
             z += rng.uniform(3.5, 6)
 
     def _put_hedge(self, side: int, base: float, z0: float, z1: float) -> None:
-        scene = self.scene
-        rng, canvas = scene.rng, scene.canvas
+        street = self.street
+        rng, canvas = street.rng, street.canvas
         sign = -1 if side == 0 else 1
         height = rng.uniform(0.6, 1.1)
         z = z0
         while z < z1:
-            at = np.array([base + sign * 0.8 + scene.bend(z), height * 0.8, z])
-            scene.add(
+            at = np.array([base + sign * 0.8 + street.bend(z), height * 0.8, z])
+            street.add(
                 z + 0.3,
-                partial(people.draw_bush, canvas, rng, at, height * rng.uniform(0.9, 1.15), self.leaf),
+                partial(draw_bush, canvas, rng, at, height * rng.uniform(0.9, 1.15), self.leaf),
             )
             z += height * 0.8
         self._behind(side, base, z0, z1)
 
     def _put_wall(self, side: int, base: float, z0: float, z1: float) -> None:
-        scene = self.scene
-        rng = scene.rng
+        street = self.street
+        rng = street.rng
         height = rng.uniform(1.6, 3.4)
-        paint = pick(rng, (*scene.city.facades, (140, 138, 132), (120, 116, 108)))
+        paint = pick(rng, (*street.city.facades, (140, 138, 132), (120, 116, 108)))
         edges = np.linspace(z0, z1, max(2, round((z1 - z0) / 7)) + 1).tolist()
 
         def piece(a: float, b: float, first: bool) -> None:
@@ -287,12 +283,12 @@ class Sides:
                 self._wall(self._end(base, a, 0.35, height, side), 0.35, paint)
 
         for i, (a, b) in enumerate(zip(edges, edges[1:])):
-            scene.add(b + 0.3, partial(piece, a, b, i == 0))
+            street.add(b + 0.3, partial(piece, a, b, i == 0))
         self._behind(side, base, z0, z1)
 
     def _wall(self, quad: Array, length: float, paint: Colour) -> None:
         """Paint a free-standing wall: courses of stone, coping, at times graffiti."""
-        rng, canvas = self.scene.rng, self.scene.canvas
+        rng, canvas = self.street.rng, self.street.canvas
         bright = canvas.facing(quad)
         if bright is None:
             return
@@ -313,18 +309,18 @@ class Sides:
                 canvas.panels(quad, [span], [pick(rng, VIVID)], None, bright)
 
     def _put_fence(self, side: int, base: float, z0: float, z1: float) -> None:
-        scene = self.scene
-        rng = scene.rng
+        street = self.street
+        rng = street.rng
         height = rng.uniform(1.2, 2.2)
         paint = pick(rng, ((44, 52, 46), (130, 98, 64), (196, 196, 190), (70, 72, 76), (104, 80, 56)))
         edges = np.linspace(z0, z1, max(2, round((z1 - z0) / 6)) + 1).tolist()
         for a, b in zip(edges, edges[1:]):
-            scene.add(b + 0.3, partial(self._fence, self._quad(base, a, b, height, side), b - a, paint))
+            street.add(b + 0.3, partial(self._fence, self._quad(base, a, b, height, side), b - a, paint))
         self._behind(side, base, z0, z1)
 
     def _fence(self, quad: Array, length: float, paint: Colour) -> None:
         """Paint a fence of bars; like the data set it copies, what shows between them counts as fence."""
-        canvas = self.scene.canvas
+        canvas = self.street.canvas
         bright = canvas.facing(quad) or 0.8
         xy = canvas.camera.project(quad)
         depth = float(quad[:, 2].mean())
@@ -340,7 +336,7 @@ class Sides:
 
     def _behind(self, side: int, base: float, z0: float, z1: float) -> None:
         """What rises behind a hedge, a wall or a fence."""
-        rng = self.scene.rng
+        rng = self.street.rng
         if rng.random() < 0.55:
             self._put_building(side, base, z0, z1, back=rng.uniform(3, 8))
         elif rng.random() < 0.8:
