@@ -334,8 +334,8 @@ def _predict(args: argparse.Namespace, flags: TaskFlags) -> int:
         images = list_images(args.image_path, args.save_dir)
     model = _trained_model(task, args, report)
     report.close()
-    written = write_predictions(images, args.save_dir, lambda path: task.predict(model, path))
-    print(f"{len(images)} images; written: {written}")
+    written = write_predictions(images, args.save_dir, lambda path: task.predict(model, str(path)))
+    print(f"{len(images)} images; written: {' and '.join(map(str, written))}")
     return 0
 
 
@@ -354,8 +354,8 @@ def _predict_exported(args: argparse.Namespace, flags: TaskFlags) -> int:
     images = list_images(args.image_path, args.save_dir)
     predictor = Predictor(args.exported, args.runtime or "auto", args.threads, device=device)
     print(f"{args.exported}: {predictor.runtime}", flush=True)
-    written = write_predictions(images, args.save_dir, predictor.prediction)
-    print(f"{len(images)} images; written: {written}")
+    written = write_predictions(images, args.save_dir, lambda path: predictor.predictions([path])[0])
+    print(f"{len(images)} images; written: {' and '.join(map(str, written))}")
     return 0
 
 
@@ -381,15 +381,15 @@ def export_parser() -> argparse.ArgumentParser:
 def _export(args: argparse.Namespace, flags: TaskFlags) -> int:
     _start_paddle(args)
     from paddle_vheat.engine.data_check import Report
-    from paddle_vheat.export import check_request, export_model
+    from paddle_vheat.export import export_model, parse_input_shape
 
-    shape = check_request(args.save_dir, args.input_shape, args.format)
+    shape = parse_input_shape(args.input_shape)
     report = Report()
     task = _make_task(args, flags, report)
     model = _trained_model(task, args, report)
     report.close()
     spec = task.export_spec(model, shape, args)
-    export_model(spec, task.name, args.save_dir, shape, args.format, functools.partial(print, flush=True))
+    export_model(spec, task.name, args.save_dir, shape, functools.partial(print, flush=True), args.format)
     print(f"written and checked: {args.save_dir} ({', '.join(sorted(os.listdir(args.save_dir)))})")
     return 0
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_vheat._files import write_atomically
+from paddle_vheat._files import replace_folder, sync, write_atomically
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import CheckpointError
 from paddle_vheat.weights.safe_pickle import load_arrays
@@ -40,8 +40,8 @@ STATE_FILE = "state.json"
 LOCK_FILE = ".lock"
 METRICS_FILE = "metrics.json"
 _NAME = re.compile(r"iter_(\d+)")
-# What replacing and removing leave if the process is killed: mkdtemp's eight characters, or a word.
-_LEFT = re.compile(r"\.(?P<name>iter_\d+|(ema_)?best_model)\.(?P<end>[a-z0-9_]{8}|old|gone)")
+# What replacing and removing leave if the process is killed: a word, mkdtemp's eight characters, or host and process.
+_LEFT = re.compile(r"\.(?P<name>iter_\d+|(ema_)?best_model)\.(?P<end>[a-z0-9_]{8}|old|gone|.+\.\d+\.tmp)")
 _LEFT_FILE = re.compile(r"\.vdlrecords\..+\.tmp")
 
 
@@ -108,41 +108,6 @@ def _state_crc32(state: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def _sync(path: Path) -> None:
-    """Have a file or folder written to the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def replace_folder(folder: Path, write: Any) -> None:
-    """Fill a folder by ``write(temporary folder)`` and put it in the place of ``folder`` in one step."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        write(temporary)
-        for path in temporary.iterdir():
-            _sync(path)
-        os.chmod(temporary, 0o755)
-        aside = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(aside, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, aside)
-        try:
-            os.replace(temporary, folder)
-        except BaseException:
-            if aside.exists():
-                os.replace(aside, folder)
-            raise
-        _sync(folder.parent)
-        shutil.rmtree(aside, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
 def save_best(folder: Path, file: str, weights: Mapping[str, Any], report: Mapping[str, Any]) -> None:
     """Write weights as ``folder/file`` and their scores as ``folder/metrics.json``; what else is there stays.
 
@@ -155,11 +120,11 @@ def save_best(folder: Path, file: str, weights: Mapping[str, Any], report: Mappi
         paddle.save(dict(weights), str(temporary / file))
         (temporary / METRICS_FILE).write_text(json.dumps(report, indent=1), encoding="utf-8")
         for path in temporary.iterdir():
-            _sync(path)
+            sync(path)
         (folder / METRICS_FILE).unlink(missing_ok=True)
         for name in (file, METRICS_FILE):
             os.replace(temporary / name, folder / name)
-        _sync(folder)
+        sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -11,6 +11,7 @@ applies compatibility patches to what is faulty in the installed PaddleSeg (``do
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -150,6 +150,7 @@ def gradients(task: Any, seed: int, images: list[int]) -> dict[str, np.ndarray]:
 
     items = [task.dataset("train")[i] for i in images]
     batch = {k: paddle.to_tensor(np.stack([item[k] for item in items])) for k in ("img", "label")}
+    batch["meta"] = [{} for _ in items]
     task.model.train()
     paddle.seed(derived_seed(seed, 0, 0))
     sum(task.losses(task.model, batch).values()).backward()

@@ -6,9 +6,10 @@ from paddle_vheat._paddle import paddle
 from paddle_vheat.deploy.processor import register_processor
 from paddle_vheat.engine.loader import stack
 from paddle_vheat.engine.optim import Recipe, Schedule
-from paddle_vheat.engine.task import Check, ExportSpec, Metric, Program, Tensors
+from paddle_vheat.engine.task import Check, ExportSpec, Metric, Program
+from paddle_vheat.export import inference_copy
 from paddle_vheat.tasks import register_task
-from tests.engine.toy_parts import Brightness, MeanError, Pictures, ToyProcessor, Value, picture
+from tests.engine.toy_parts import SIGNATURE, Brightness, MeanError, Pictures, ToyProcessor, Value, picture
 
 
 class ToyTask:
@@ -42,10 +43,9 @@ class ToyTask:
         return model.set_state_dict(paddle.load(path))
 
     def export_spec(self, model, input_shape, flags):
-        image = Tensors("x", (None, 3, 8, 8), ("batch", "channel", "height", "width"))
-        program = Program(model, (image,), (Tensors("value", (None,), ("batch",)),))
+        program = Program(inference_copy(model, None), *SIGNATURE)
         reference = lambda array: {"value": model(paddle.to_tensor(array)).numpy()}  # noqa: E731
-        return ExportSpec(lambda kind: {"model": program}, {"value": Check(1e-5)}, reference, [], [(8, 8)], 3, 1)
+        return ExportSpec(model, lambda kind: {"model": program}, {"value": Check(1e-5)}, reference, sizes=[(8, 8)])
 
     collate = staticmethod(stack)
     prepare = staticmethod(lambda batch, seed: batch)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from paddle_vheat._paddle import nn
+from paddle_vheat.deploy.description import Signature, Tensors
 from paddle_vheat.engine.task import Scores
+
+IMAGE = Tensors("x", (None, 3, None, None), ("batch", "channels", "height", "width"))
+SIGNATURE = Signature((IMAGE,), (Tensors("value", (None,), ("batch",)),))
 
 
 class Pictures:
@@ -77,7 +81,7 @@ def picture(path) -> np.ndarray:
 
 class ToyProcessor:
     def __init__(self, description) -> None:
-        self.programs = description.programs
+        self.programs = {"model": SIGNATURE}
 
     def prepare(self, image):
         return picture(image), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -11,16 +12,21 @@ import numpy as np
 
 from paddle_vheat._paddle import F, paddle
 from paddle_vheat.config import ConfigError, build, building
+from paddle_vheat.data.image_file import check_header
 from paddle_vheat.engine.evaluate import evaluating
-from paddle_vheat.engine.loader import stack
+from paddle_vheat.engine.loader import sample_files, stack
 from paddle_vheat.engine.optim import Factors
 from paddle_vheat.engine.task import ExportSpec, Metric
-from paddle_vheat.errors import DataError, MissingFileError
+from paddle_vheat.errors import MissingFileError
+from paddle_vheat.export import scores_spec
 from paddle_vheat.models import VHeatClassifier, create_model
+from paddle_vheat.models.vheat import MIN_SIZE
 from paddle_vheat.tasks.classification import config as schema
+from paddle_vheat.tasks.classification.deploy import evaluation_ops
 from paddle_vheat.tasks.classification.evaluator import ClassificationEvaluator
 from paddle_vheat.tasks.classification.mixing import BatchTransform, build_batch_ops
-from paddle_vheat.tasks.classification.visualize import ClassificationPrediction, top_classes
+from paddle_vheat.tasks.classification.transforms import pipeline
+from paddle_vheat.tasks.classification.visualize import ClassificationPrediction
 from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights
 
 
@@ -109,7 +115,8 @@ class ClassificationTask:
         return self.settings.num_classes
 
     @property
-    def class_names(self) -> list[str]:
+    def class_names(self) -> list[str] | None:
+        """Names of the classes; None if nothing names them."""
         path = self.settings.class_names
         if path is not None:
             with building(f"{self.source}: Global.class_names"):
@@ -121,7 +128,7 @@ class ClassificationTask:
             found = self.dataset("val").class_names
         except FileNotFoundError:  # a prediction or an export needs no data
             found = None
-        return list(found) if found else [str(i) for i in range(self.num_classes)]
+        return list(found) if found else None
 
     # --- evaluation and prediction ---------------------------------------------------------------------
 
@@ -139,28 +146,41 @@ class ClassificationTask:
     def preview(self, model: Any, count: int) -> list[np.ndarray]:
         return []
 
-    @cached_property
-    def _input(self) -> Any:
-        from paddle_vheat.tasks.classification.deploy import ClassificationInput
-
-        ops = self.settings.datasets["val"].get("transform_ops") or []
-        return ClassificationInput(ops, 3, f"{self.source}: DataLoader.Eval.dataset.transform_ops")
+    @property
+    def _transform_ops(self) -> list[Any]:
+        return self.settings.datasets["val"].get("transform_ops") or []
 
     @cached_property
-    def _names(self) -> list[str]:
+    def _from_file(self) -> Any:
+        return pipeline(evaluation_ops(self._transform_ops, f"{self.source}: DataLoader.Eval.dataset.transform_ops"))
+
+    @cached_property
+    def _names(self) -> list[str] | None:
         return self.class_names
 
     def predict(self, model: Any, path: str) -> ClassificationPrediction:
         """The five likeliest classes."""
-        try:
-            array, _ = self._input(str(path))
-        except ValueError as error:
-            raise DataError(str(error)) from error
+        check_header(path)  # names the file
+        array = self._from_file(Path(path).read_bytes())
         with evaluating(model):
             chances = F.softmax(model(paddle.to_tensor(array[None]))[0]).numpy()
-        return ClassificationPrediction(top_classes(chances, self._names))
+        return ClassificationPrediction.of(chances, self._names)
 
     # --- export ----------------------------------------------------------------------------------------
 
     def export_spec(self, model: Any, input_shape: Sequence[int | None], flags: Any) -> ExportSpec:
-        return classification_export(self, model, input_shape, getattr(flags, "output_op", None) or "softmax")
+        images: list[str] = []
+        with contextlib.suppress(FileNotFoundError, ConfigError, ImportError):  # an export does not need the data
+            images = [name for name in sample_files(self.dataset("val"), 0)[:1] if Path(name).is_file()]
+        return scores_spec(
+            model,
+            tuple(input_shape),
+            getattr(flags, "output_op", None) or "softmax",
+            self.num_classes,
+            per_pixel=False,
+            transforms=self._transform_ops,
+            images=images,
+            channels=model.backbone.in_channels,
+            min_size=MIN_SIZE,
+            class_names=self.class_names,
+        )

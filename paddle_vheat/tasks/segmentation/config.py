@@ -137,9 +137,9 @@ def read(config: Mapping[str, Any], registry: Mapping[str, Any]) -> tuple[Segmen
         problems += _schedule_problems(options.lr_scheduler)
     for key in ("train_dataset", "val_dataset"):
         if key not in spoilt:
-            problems += _dataset_problems(getattr(options, key), key, options.model, registry)
-    if not broken_blocks(problems) & {"loss", "model"}:
-        problems += _bank_problems(options)
+            problems += _dataset_problems(getattr(options, key), key, options.model)
+    if not broken_blocks(problems) & {"loss", "model", "train_dataset", "val_dataset"}:
+        problems += _bank_problems(options) + _agreement_problems(options, registry)
     return options, problems
 
 
@@ -177,6 +177,8 @@ def _loss_problems(loss: Mapping[str, Any]) -> list[str]:
     ]
     if problems:
         return problems
+    if len(types) not in (1, len(coefficients)):
+        problems.append(f"'loss' has {len(types)} types and {len(coefficients)} coefficients; expected one for each")
     problems += _weights_problems(coefficients, "loss.coef")
     for i, block in enumerate(types):
         for j, part in enumerate(block.get("losses", [block])):
@@ -233,10 +235,8 @@ def _schedule_problems(block: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _dataset_problems(
-    block: Mapping[str, Any] | None, key: str, model: Mapping[str, Any] | None, registry: Mapping[str, Any]
-) -> list[str]:
-    """Words that are none, crops too small for vHeat or too large for any memory, another number of classes."""
+def _dataset_problems(block: Mapping[str, Any] | None, key: str, model: Mapping[str, Any] | None) -> list[str]:
+    """Words that are none, and crops too small for vHeat or too large for any memory."""
     if block is None:
         return []
     # A number would be taken for an open file's: PaddleSeg would read, and close, the program's own output.
@@ -262,10 +262,40 @@ def _dataset_problems(
                 problems.append(f"{where}; {name or 'an image'} needs at least {low} pixels a side")
             elif math.prod(pair) > MAX_PIXELS:
                 problems.append(f"{where}, more than {MAX_PIXELS} pixels")
-    known = getattr(registry.get(str(block.get("type", ""))), "NUM_CLASSES", None)
-    classes = model.get("num_classes", known) if isinstance(model, Mapping) else known
-    if known and classes != known:
-        problems.append(f"'model.num_classes' is {classes}, and {key}'s {block['type']} has {known} classes")
+    return problems
+
+
+def agreed(options: SegmentationOptions, registry: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What the blocks say of "num_classes", "img_channels" or "ignore_index": place to value.
+
+    A data set's class may fix them; its block, the model's and (of the channels) the backbone's may give them.
+    """
+    names = {"num_classes": "NUM_CLASSES", "img_channels": "IMG_CHANNELS", "ignore_index": "IGNORE_INDEX"}
+    found: dict[str, Any] = {}
+    for where in ("train_dataset", "val_dataset"):
+        block = getattr(options, where) or {}
+        fixed = getattr(registry.get(str(block.get("type", ""))), names[key], None)
+        if fixed is not None:
+            found[f"{where}.type"] = fixed
+        if block.get(key) is not None:
+            found[f"{where}.{key}"] = block[key]
+    model = options.model or {}
+    backbone = model.get("backbone") if isinstance(model.get("backbone"), Mapping) else {}
+    if key == "num_classes" and model.get(key) is not None:
+        found["model.num_classes"] = model[key]
+    if key == "img_channels" and (backbone or {}).get("in_channels") is not None:
+        found["model.backbone.in_channels"] = backbone["in_channels"]  # type: ignore[index]
+    return found
+
+
+def _agreement_problems(options: SegmentationOptions, registry: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for key in ("num_classes", "img_channels", "ignore_index"):
+        found = agreed(options, registry, key)
+        if len(set(map(repr, found.values()))) > 1:
+            last = list(found)[-1]
+            others = ", ".join(f"{where} says {value!r}" for where, value in list(found.items())[:-1])
+            problems.append(f"'{last}' says {found[last]!r} for {key}, and {others}")
     return problems
 
 

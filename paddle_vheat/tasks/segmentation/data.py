@@ -25,7 +25,8 @@ class SegmentationData:
 
     def __init__(self, dataset: Any, for_training: bool) -> None:
         self.dataset, self.for_training = dataset, for_training
-        self.rules = f"2 {type(dataset).__name__} {dataset.num_classes} {dataset.ignore_index} {dataset.img_channels}"
+        self.channels = int(dataset.transforms.img_channels)
+        self.rules = f"2 {type(dataset).__name__} {dataset.num_classes} {dataset.ignore_index} {self.channels}"
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -42,9 +43,22 @@ class SegmentationData:
 
     def check(self, index: int) -> bool:
         """Whether any pixel has a class."""
+        return self._check_label(index, self._plain(index))
+
+    def _plain(self, index: int) -> dict[str, Any]:
+        """A sample without transforms, labels as the data set's class reads them."""
         plain = copy.copy(self.dataset)
-        plain.transforms = seg.reading_transforms([], self.dataset.img_channels)
-        return self._check_label(index, read_sample(_Plain(plain), index))
+        plain.transforms = seg.reading_transforms([], self.channels)
+        return read_sample(plain, index)
+
+    def stored(self, index: int) -> dict[str, np.ndarray]:
+        """Image, uint8 RGB (H, W, 3), and label, int64 (H, W), of a sample before its transforms."""
+        item = self._plain(index)
+        image = np.moveaxis(item["img"], 0, -1).astype(np.uint8)
+        return {
+            "img": image if image.shape[2] == 3 else np.repeat(image, 3, 2),
+            "label": np.int64(item["label"]).squeeze(),
+        }
 
     def check_all(self, values: list[bool]) -> list[str]:
         if any(values):
@@ -66,17 +80,6 @@ class SegmentationData:
                 f"{path}: label value {int(wrong.flat[0])} is outside 0 to {classes - 1} and is not {ignored} (ignored)"
             )
         return bool(labelled.size)
-
-
-class _Plain:
-    """A PaddleSeg data set whose samples are read as they are stored."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        self.file_list = dataset.file_list
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
 
 
 def build_dataset(block: Mapping[str, Any] | None, key: str, source: str, registry: Mapping[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from paddle_vheat.errors import ConfigError
 from paddle_vheat.tasks.segmentation.transforms import Undo, build_transforms, restore
 from paddle_vheat.tasks.segmentation.visualize import SegmentationPrediction, default_palette
 
+
 @dataclass(frozen=True)
 class Options(ScoreOptions):
     """What ``deploy.yaml`` holds for segmentation."""

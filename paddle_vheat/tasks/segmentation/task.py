@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,17 +16,17 @@ from paddle_vheat.config import ConfigError
 from paddle_vheat.engine.evaluate import evaluating
 from paddle_vheat.engine.loader import stack
 from paddle_vheat.engine.optim import Factors
-from paddle_vheat.engine.task import Check, ExportSpec, Metric, Program, Tensors
+from paddle_vheat.engine.task import ExportSpec, Metric
 from paddle_vheat.errors import UserError
+from paddle_vheat.export import scores_spec
 from paddle_vheat.integrations import paddleseg as seg
 from paddle_vheat.losses import PixelContrastLoss
-from paddle_vheat.models.fold import fold
+from paddle_vheat.models.vheat import MIN_SIZE, VHeat
 from paddle_vheat.tasks.segmentation import config as schema
 from paddle_vheat.tasks.segmentation.cityscapes import CITYSCAPES_NAMES, CITYSCAPES_PALETTE
 from paddle_vheat.tasks.segmentation.data import SegmentationData, build_dataset
-from paddle_vheat.tasks.segmentation.deploy import Processor, class_difference, probability_difference
 from paddle_vheat.tasks.segmentation.evaluator import SegmentationEvaluator
-from paddle_vheat.tasks.segmentation.visualize import SegmentationPrediction, triptych
+from paddle_vheat.tasks.segmentation.visualize import SegmentationPrediction, compose_triptych
 from paddle_vheat.weights.loading import LoadReport, load_weights
 
 Tensor = Any
@@ -91,8 +92,7 @@ class SegmentationTask:
     def build_model(self, pretrained: bool = True) -> Any:
         """The model; what its block leaves out and its data set's class knows is filled in."""
         block: Any = copy.deepcopy(self.options.model)
-        dataset = self.registry.get(str(self.options.train_dataset.get("type")))
-        classes, channels = getattr(dataset, "NUM_CLASSES", None), getattr(dataset, "IMG_CHANNELS", None)
+        classes, channels = self._agreed("num_classes"), self._agreed("img_channels")
         if classes is not None:
             block.setdefault("num_classes", classes)
         if channels is not None and isinstance(block.get("backbone"), dict):
@@ -110,9 +110,10 @@ class SegmentationTask:
     @cached_property
     def criteria(self) -> tuple[list[Any], list[float]]:
         """The losses, and the coefficient of each."""
-        types: Any = copy.deepcopy(self.options.loss["types"])
-        dataset = self.registry.get(str(self.options.train_dataset.get("type")))
-        ignored = getattr(dataset, "IGNORE_INDEX", None)
+        coefficients, blocks = list(self.options.loss["coef"]), self.options.loss["types"]
+        # A single type stands for as many as there are coefficients.
+        types: Any = [copy.deepcopy(block) for block in (blocks * len(coefficients) if len(blocks) == 1 else blocks)]
+        ignored = self._agreed("ignore_index")
         if ignored is not None:
             for loss in types:
                 for part in loss.get("losses", [loss]):
@@ -120,7 +121,7 @@ class SegmentationTask:
         built = seg.assemble(types, self.registry, f"{self.source}: loss.types")
         for contrast in _contrast_losses(built):
             contrast.calls_per_iteration = self.recipe.accumulation
-        return built, list(self.options.loss["coef"])
+        return built, coefficients
 
     def loss_layers(self) -> Any:
         contrast = _contrast_losses(self.criteria[0])
@@ -148,10 +149,10 @@ class SegmentationTask:
     def _check_outputs(self, outputs: Any) -> None:
         """Raise a ConfigError if the model's outputs in training are not what the losses take, by position."""
         types, _ = self.criteria
-        if len(outputs) != len(types) or len(types) != len(self.criteria[1]):
+        if len(outputs) != len(types):
             raise ConfigError(
                 f"{self.source}: the model gives {len(outputs)} outputs in training, but 'loss' has {len(types)} "
-                f"types and {len(self.criteria[1])} coefficients; they go by position"
+                "types and coefficients; they go by position"
             )
         for i, (output, loss) in enumerate(zip(outputs, types)):
             if isinstance(output, dict) and not any("PixelContrast" in type(part).__name__ for part in _parts(loss)):
@@ -182,15 +183,16 @@ class SegmentationTask:
     def prepare(self, batch: dict[str, Any], seed: int) -> dict[str, Any]:
         return batch
 
+    def _agreed(self, key: str) -> Any:
+        """What the blocks say of "num_classes", "img_channels" or "ignore_index"; None if nothing does."""
+        return next(iter(schema.agreed(self.options, self.registry, key).values()), None)
+
     @property
     def num_classes(self) -> int:
-        blocks = [self.options.model, self.options.val_dataset or {}, self.options.train_dataset]
-        found = [block["num_classes"] for block in blocks if "num_classes" in block]
-        known = [getattr(self.registry.get(str(block.get("type"))), "NUM_CLASSES", None) for block in blocks[1:]]
-        for count in [*found, *known]:
-            if count is not None:
-                return int(count)
-        raise ConfigError(f"{self.source}: 'model.num_classes' is not given")
+        count = self._agreed("num_classes")
+        if count is None:
+            raise ConfigError(f"{self.source}: 'model.num_classes' is not given")
+        return int(count)
 
     @property
     def _is_cityscapes(self) -> bool:
@@ -244,12 +246,36 @@ class SegmentationTask:
     def preview(self, model: Any, count: int) -> list[np.ndarray]:
         """Image | truth | prediction of the first validation images."""
         dataset = self.dataset("val")
-        return [triptych(self, model, dataset, i) for i in range(min(count, len(dataset)))]
+        return [self.triptych(model, dataset, i) for i in range(min(count, len(dataset)))]
+
+    def triptych(self, model: Any, dataset: SegmentationData, index: int) -> np.ndarray:
+        """Image | truth | prediction of a sample, uint8 RGB (H, 3 W, 3)."""
+        stored = dataset.stored(index)
+        classes = self.predict(model, dataset.files(index)[0]).value
+        return compose_triptych(stored["img"], stored["label"], classes, self.palette)
 
     # --- export ----------------------------------------------------------------------------------------
 
     def export_spec(self, model: Any, input_shape: Sequence[int | None], flags: Any) -> ExportSpec:
-        return segmentation_export(self, model, input_shape, getattr(flags, "output_op", None) or "argmax")
+        backbones = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, VHeat)]
+        block = self.options.val_dataset or {}
+        transforms = (self.options.export or {}).get("transforms") or block.get("transforms") or [{"type": "Normalize"}]
+        images: list[str] = []
+        with contextlib.suppress(FileNotFoundError, ConfigError):  # an export does not need the data
+            images = self.dataset("val").files(0)[:1]
+        return scores_spec(
+            model,
+            tuple(input_shape),
+            getattr(flags, "output_op", None) or "argmax",
+            self.num_classes,
+            per_pixel=True,
+            transforms=transforms,
+            images=images,
+            channels=backbones[0].in_channels if backbones else block.get("img_channels", 3),
+            min_size=MIN_SIZE if backbones else 1,
+            class_names=self.class_names,
+            palette=self.palette.tolist(),
+        )
 
 
 def _parts(loss: Any) -> list[Any]:
