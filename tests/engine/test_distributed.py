@@ -160,15 +160,15 @@ def test_only_the_first_process_writes(two):
     assert log.count("[TRAIN] iter 3/20") == 1
 
 
-def test_evaluation_shared_out_equals_one_process(two, config, cityscapes):
+def test_sharded_evaluation_equals_one_process(two, config, cityscapes):
     folder, (first, _) = two
     task = tiny.make_task(tiny.cityscapes_config(cityscapes))
     for name, file in (("best_model", "model.pdparams"), ("ema_best_model", "ema_model.pdparams")):
         load_weights(task.model, folder / "out" / name / file)
-        alone = task.evaluate(task.model, progress=False)
+        alone = task.evaluate(task.model)
         metrics = json.loads((folder / "out" / name / "metrics.json").read_text(encoding="utf-8"))
         assert metrics == {"iteration": metrics["iteration"], **alone["report"]}
-        # The matrices are whole numbers; only a pixel with two equal classes could fall the other way.
+        # The matrices are integers; only a pixel with two equal classes could fall the other way.
         assert alone["score"] == pytest.approx(first["result"]["best"][name]["score"], abs=1e-9)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from paddle_vheat._paddle import F, paddle
-from paddle_vheat.engine.data import load_batches
-from paddle_vheat.engine.evaluate import ValidationSamples, undo_list
+from paddle_vheat.engine.evaluate import evaluating
+from paddle_vheat.engine.loader import load_batches
 from paddle_vheat.losses.sampling import draw_per_class, gather_pixels, resize_labels
 
 METHODS = ("pca", "tsne")
@@ -79,7 +79,7 @@ def collect(model: Any, dataset: Any, num_classes: int, pixels: int = 20, seed: 
 
     Args:
         model: has ``forward_features`` (the map that its pixel classifier reads) and perhaps ``proj_head``.
-        dataset: PaddleSeg dataset in mode "val".
+        dataset: the task's validation set.
         seed: of the pixels that are drawn.
 
     Returns:
@@ -96,16 +96,16 @@ def collect(model: Any, dataset: Any, num_classes: int, pixels: int = 20, seed: 
     kinds = ["decoder features"] + (["projection"] if hasattr(model, "proj_head") else [])
     rows: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
     labels: list[np.ndarray] = []
-    loader = load_batches(ValidationSamples(dataset), [[i] for i in range(len(dataset))], 0)
-    model.eval()
+    loader = load_batches(dataset, [[i] for i in range(len(dataset))])
     paddle.seed(seed)
-    with paddle.no_grad():
-        for image, label, undo, _ in tqdm(loader, total=len(dataset), desc="embedding", unit="img", disable=None):
-            if any(step[0] == "padding" for step in undo_list(undo.numpy()[0])):
+    with evaluating(model):
+        for batch in tqdm(loader, total=len(dataset), desc="embedding", unit="img", disable=None):
+            image, label = batch["img"], batch["label"]
+            if any(step[0] == "padding" for step in batch["meta"][0]["undo"]):
                 raise ValueError("the validation transforms pad the images, and the report would take that for pixels")
             features = model.forward_features(image)
             small = resize_labels(label, *features.shape[2:]).flatten(1)
-            index, classes = _draw(small, num_classes, pixels, dataset.ignore_index)
+            index, classes = _draw(small, num_classes, pixels, dataset.dataset.ignore_index)
             labels.append(classes)
             for kind in kinds:
                 found = model.proj_head(features) if kind == "projection" else features

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from paddle_vheat.engine.metrics import SegmentationScores, confusion_matrix
+from paddle_vheat.tasks.segmentation.evaluator import SegmentationScores, confusion_matrix
 from tests.conftest import paddle  # noqa: F401  (Paddle is loaded before scikit-learn, which it cannot follow)
 
 IGNORE = 255

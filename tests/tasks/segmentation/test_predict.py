@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from paddle_vheat.data.image_file import read_bgr
-from paddle_vheat.data.street_scenes import PALETTE
-from paddle_vheat.engine.pictures import colourise, list_images, overlay, picture_names, write_gallery
-from paddle_vheat.engine.predict import predict_classes, predict_folder, triptych
+from paddle_vheat.deploy.writing import list_images, write_predictions
+from paddle_vheat.errors import UserError
+from paddle_vheat.tasks.segmentation.cityscapes import CITYSCAPES_PALETTE as PALETTE
+from paddle_vheat.tasks.segmentation.visualize import colourise, overlay
 from tests.conftest import paddle
 from tests.engine import tiny
-from tests.engine.test_evaluate import normalised
+from tests.tasks.segmentation.test_evaluate import normalised
+
+
+def predict_folder(task, images, out: Path) -> list[Path]:
+    return write_predictions(images, out, lambda path: task.predict(task.model, str(path)))
 
 
 @pytest.fixture(scope="module")
@@ -37,86 +43,12 @@ def images(tmp_path) -> Path:
     return root
 
 
-def relatives(pairs) -> list[str]:
-    return [relative.as_posix() for _, relative in pairs]
-
-
-# --- sources ----------------------------------------------------------------------------------------
-
-
-def test_folder(images):
-    pairs = list_images(images)
-    assert relatives(pairs) == ["a/b/two.bmp", "a/one.JPG", "grey.png", "top.png"]
-    assert [path for path, _ in pairs] == [images / relative for relative in relatives(pairs)]
-
-
-def test_file(images):
-    assert list_images(images / "a" / "one.JPG") == [(images / "a" / "one.JPG", Path("one.JPG"))]
-    assert list_images(str(images / "top.png")) == [(images / "top.png", Path("top.png"))]
-
-
-def test_list(images):
-    listed = images / "some.txt"
-    listed.write_text(f"a/one.JPG a/label.png\n\n{images / 'top.png'}\na/b/two.bmp\n", encoding="utf-8")
-    pairs = list_images(listed)
-    assert relatives(pairs) == ["a/one.JPG", "top.png", "a/b/two.bmp"]
-    assert all(path.is_file() for path, _ in pairs)
-
-
-def test_list_that_points_outside_its_folder(images):
-    """The pictures must not be written beside --save_dir."""
-    listed = images / "a" / "some.txt"
-    listed.write_text("../top.png\nb/../one.JPG\n", encoding="utf-8")
-    assert relatives(list_images(listed)) == ["top.png", "one.JPG"]
-
-
-def test_no_such_source(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no such image, folder or list: .*absent"):
-        list_images(tmp_path / "absent")
-
-
-def test_empty_folder(tmp_path):
-    (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"no images in it \(known suffixes: \.jpg"):
-        list_images(tmp_path)
-
-
-def test_empty_list(tmp_path):
-    (tmp_path / "list.txt").write_text("\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="no images in it"):
-        list_images(tmp_path / "list.txt")
-
-
-def test_list_with_an_image_that_is_not_there(images):
-    (images / "list.txt").write_text("top.png\nabsent.png\n", encoding="utf-8")
-    with pytest.raises(
-        FileNotFoundError, match=r"list\.txt, read as a list of images, line 2: no such image: .*absent\.png"
-    ):
-        list_images(images / "list.txt")
-
-
-def test_a_file_that_is_neither(tmp_path):
-    (tmp_path / "x.bin").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(ValueError, match=r"x\.bin: neither an image nor a list"):
-        list_images(tmp_path / "x.bin")
-
-
-def test_names_of_pictures():
-    def names(*relative: str) -> list[str]:
-        return [name.as_posix() for name in picture_names([(Path("/x") / r, Path(r)) for r in relative])]
-
-    assert names("a/one.jpg", "b/one.jpg", "two.png") == ["a/one.png", "b/one.png", "two.png"]
-    assert names("one.jpg", "one.png", "two.jpg") == ["one.jpg.png", "one.png.png", "two.png"]
-    with pytest.raises(ValueError, match=r"/x/one\.jpg and /x/one\.jpg would both be written as"):
-        names("one.jpg", "one.jpg")
-
-
 # --- pictures ---------------------------------------------------------------------------------------
 
 
 def test_pictures(task, images, tmp_path):
     out = tmp_path / "out"
-    assert predict_folder(task, task.model, list_images(images), out) == out
+    predict_folder(task, list_images(images), out)
     found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     names = ["a/b/two.png", "a/one.png", "grey.png", "top.png"]
     assert found == [f"{kind}/{name}" for kind in ("added_prediction", "pseudo_color_prediction") for name in names]
@@ -149,9 +81,10 @@ def decoded(path: Path) -> np.ndarray:
 
 
 def test_options_reach_the_prediction(task, images):
-    image = read_bgr(images / "top.png")
-    whole = predict_classes(task, task.model, image)
-    windows = predict_classes(task, task.model, image, is_slide=True, crop_size=[32, 32], stride=[16, 16])
+    whole = task.predict(task.model, images / "top.png").value
+    flags = SimpleNamespace(is_slide=True, crop_size=[32, 32], stride=[16, 16])
+    sliding = tiny.TinyTask(task.config, flags=flags)
+    windows = sliding.predict(task.model, images / "top.png").value
     assert whole.shape == windows.shape == (40, 64)
     assert not np.array_equal(whole, windows)
 
@@ -161,19 +94,19 @@ def test_an_image_is_resized_and_its_prediction_resized_back(cityscapes, images)
     config["val_dataset"]["transforms"] = [{"type": "Resize", "target_size": [96, 64]}, tiny.NORMALIZE]
     task = tiny.make_task(config)
     tiny.lively(task.model).eval()
-    assert predict_classes(task, task.model, read_bgr(images / "top.png")).shape == (40, 64)
+    assert task.predict(task.model, images / "top.png").value.shape == (40, 64)
 
 
 def test_an_image_that_cannot_be_decoded(task, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
     with pytest.raises(ValueError, match=r"broken\.png: it cannot be decoded"):
-        predict_folder(task, task.model, list_images(tmp_path), tmp_path / "out")
+        predict_folder(task, list_images(tmp_path), tmp_path / "out")
 
 
 def test_an_image_that_is_too_small_is_named(task, tmp_path):
     Image.new("RGB", (50, 20)).save(tmp_path / "flat.png")
     with pytest.raises(ValueError, match=r"flat\.png: .*at least 32 pixels a side, got 20 x 50"):
-        predict_folder(task, task.model, list_images(tmp_path), tmp_path / "out")
+        predict_folder(task, list_images(tmp_path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -184,7 +117,7 @@ def test_a_failed_write_leaves_no_half_picture(task, images, tmp_path, monkeypat
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="no space left"):
-        predict_folder(task, task.model, list_images(images), tmp_path / "out")
+        predict_folder(task, list_images(images), tmp_path / "out")
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
@@ -200,8 +133,8 @@ def test_overlay():
     assert overlay(image, colours, weight=0.6)[0, 0].tolist() == [120, 160, 222]
 
 
-def test_triptych(task, tmp_path):
-    picture = triptych(task, task.model, 1)
+def test_triptych(task):
+    picture = task.triptych(task.model, task.dataset("val"), 1)
     assert picture.dtype == np.uint8
     height, width = tiny.SCENE_SIZE
     assert picture.shape == (height, 3 * width, 3)
@@ -210,16 +143,14 @@ def test_triptych(task, tmp_path):
     label = np.asarray(Image.open(label_path)).astype(int)
     truth = np.where((label < 19)[..., None], np.array(PALETTE)[np.minimum(label, 18)], 0)
     np.testing.assert_array_equal(picture[:, width : 2 * width], truth)
-    classes = predict_classes(task, task.model, read_bgr(image_path))
+    classes = task.predict(task.model, image_path).value
     guess = np.where((label < 19)[..., None], np.array(PALETTE)[classes], 0)
     np.testing.assert_array_equal(picture[:, 2 * width :], guess)
-    write_gallery(tmp_path / "gallery.png", [picture, picture])
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "gallery.png")), np.concatenate([picture] * 2))
 
 
 def test_triptych_of_ade20k_counts_from_one(ade20k):
     task = tiny.make_task(tiny.ade20k_config(ade20k))
-    picture = triptych(task, task.model, 0)
+    picture = task.triptych(task.model, task.dataset("val"), 0)
     label = np.asarray(Image.open(task.val_dataset.file_list[0][1])).astype(int)
     width = label.shape[1]
     truth = np.where((label > 0)[..., None], task.palette[np.maximum(label - 1, 0)], 0)
@@ -243,20 +174,23 @@ def test_a_broken_image_does_not_stop_the_others(cityscapes, tmp_path):
     (folder / "a.png").write_bytes(b"no image")
     Image.fromarray(np.zeros((64, 128, 3), np.uint8)).save(folder / "b.png")
     with pytest.raises(ValueError, match=r"(?s)1 of 2 images were predicted.*a\.png: it cannot be decoded"):
-        predict_folder(task, task.model, list_images(folder), tmp_path / "out")
+        predict_folder(task, list_images(folder), tmp_path / "out")
     assert [p.name for p in (tmp_path / "out" / "added_prediction").iterdir()] == ["b.png"]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("flags", "message"),
     [
-        ({"is_slide": True}, "needs crop_size and stride"),
+        ({"is_slide": True}, "need crop_size and stride"),
         ({"is_slide": True, "crop_size": [32, 32], "stride": [33, 32]}, "larger than the window"),
+        ({"is_slide": True, "crop_size": [32, 32], "stride": [0, 32]}, "stride must be at least 1"),
         ({"aug_eval": True, "scales": [1.0, 0.0]}, "scales must be positive"),
+        ({"aug_eval": True, "scales": [float("nan")]}, "scales must be positive"),
+        ({"scales": [0.5]}, "for --aug_eval, which is not given"),
     ],
 )
-def test_options_are_checked_before_anything_is_run(cityscapes, tmp_path, options, message):
-    task = tiny.make_task(tiny.cityscapes_config(cityscapes))
-    with pytest.raises(ValueError, match=message) as error:
-        task.evaluate(task.model, **options)
-    assert ".png" not in str(error.value)
+def test_options_are_checked_before_anything_is_run(cityscapes, flags, message):
+    names = ("aug_eval", "scales", "flip_horizontal", "flip_vertical", "is_slide", "crop_size", "stride")
+    given = SimpleNamespace(**{**dict.fromkeys(names), **flags})
+    with pytest.raises(UserError, match=message):
+        tiny.TinyTask(tiny.cityscapes_config(cityscapes), flags=given)

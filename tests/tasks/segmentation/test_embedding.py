@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddle_vheat.engine.embedding import Embeddings, collect, cosine_similarities, draw_picture, project
+from paddle_vheat.tasks.segmentation.embedding import Embeddings, collect, cosine_similarities, draw_picture, project
 from paddle_vheat.weights.loading import save_weights
 from tests.conftest import paddle
 from tests.engine import tiny

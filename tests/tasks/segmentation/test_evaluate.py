@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from paddle_vheat._paddle import F
-from paddle_vheat.engine.evaluate import code_undo, evaluate, predict_logits, undo_list
+from paddle_vheat.engine.evaluate import evaluate
+from paddle_vheat.tasks.segmentation.task import predict_logits
 from tests.conftest import golden, paddle, relative_error, sample
 from tests.engine import tiny
 from tests.models.test_upernet import reference_model  # noqa: F401
@@ -59,7 +60,7 @@ def test_equals_a_plain_loop_over_images_of_different_sizes(task):
     files = task.val_dataset.file_list
     assert len({Image.open(image).size for image, _ in files}) == 3
     expected = plain_matrix(task.model, files, 3)
-    result = task.evaluate(task.model, progress=False)
+    result = task.evaluate(task.model)
     np.testing.assert_array_equal(result["confusion"], expected)
     assert (expected > 0).sum() > 3  # the test would show little of a model that predicts one class
     hit, union = np.diag(expected), expected.sum(0) + expected.sum(1) - np.diag(expected)
@@ -72,7 +73,7 @@ def test_ade20k_counts_from_one_and_zero_is_ignored(ade20k):
     task = lively_task(tiny.ade20k_config(ade20k))
     files = task.val_dataset.file_list
     expected = plain_matrix(task.model, files, 150, lambda label: np.asarray(label).astype(int) - 1)
-    result = task.evaluate(task.model, progress=False)
+    result = task.evaluate(task.model)
     np.testing.assert_array_equal(result["confusion"], expected)
     ignored = sum((np.asarray(Image.open(label)) == 0).sum() for _, label in files)
     pixels = sum(np.asarray(Image.open(label)).size for _, label in files)
@@ -81,7 +82,7 @@ def test_ade20k_counts_from_one_and_zero_is_ignored(ade20k):
 
 
 def test_workers_give_the_same(task):
-    alone, shared = (task.evaluate(task.model, progress=False, num_workers=workers) for workers in (0, 2))
+    alone, shared = (task.evaluate(task.model, num_workers=workers) for workers in (0, 2))
     np.testing.assert_array_equal(alone["confusion"], shared["confusion"])
     assert alone["report"] == shared["report"]
 
@@ -91,7 +92,7 @@ def test_the_mode_is_restored(task, training):
     model = task.model
     model.train() if training else model.eval()
     before = {name: value.numpy() for name, value in model.state_dict().items()}
-    task.evaluate(model, progress=False)
+    task.evaluate(model)
     assert model.training == training
     assert model.decode_head.dropout.training == training
     for name, value in model.state_dict().items():
@@ -101,7 +102,7 @@ def test_the_mode_is_restored(task, training):
 def test_the_mode_is_restored_after_an_error(task, monkeypatch):
     task.model.train()
     with pytest.raises(ValueError, match="needs crop_size and stride"):
-        task.evaluate(task.model, progress=False, is_slide=True)
+        task.evaluate(task.model, is_slide=True)
     assert task.model.training
 
 
@@ -111,7 +112,7 @@ def test_a_label_out_of_range_is_named(tmp_path):
     task = tiny.make_task(tiny.lists_config(root))
     for workers in (0, 2):
         with pytest.raises(ValueError, match=r"val1\.png: label value 77 is outside 0 to 2 and is not 255"):
-            task.evaluate(task.model, progress=False, num_workers=workers)
+            task.evaluate(task.model, num_workers=workers)
 
 
 def test_a_label_of_another_size_is_named(tmp_path):
@@ -119,7 +120,7 @@ def test_a_label_of_another_size_is_named(tmp_path):
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(root / "labels" / "val2.png")
     task = tiny.make_task(tiny.lists_config(root))
     with pytest.raises(ValueError, match=r"val2\.png: .*\(9, 9\).*\(48, 48\)"):
-        task.evaluate(task.model, progress=False)
+        task.evaluate(task.model)
 
 
 def test_an_image_that_is_too_small_is_named(tmp_path):
@@ -128,7 +129,7 @@ def test_an_image_that_is_too_small_is_named(tmp_path):
         Image.new(mode, (40, 20)).save(root / folder / "val1.png")
     task = tiny.make_task(tiny.lists_config(root))
     with pytest.raises(ValueError, match=r"val1\.png: .*at least 32 pixels.*20 x 40"):
-        task.evaluate(task.model, progress=False)
+        task.evaluate(task.model)
 
 
 def test_the_transforms_are_undone(lists):
@@ -147,7 +148,7 @@ def test_the_transforms_are_undone(lists):
         prediction = logits.numpy()[0].argmax(0)
         kept = label < 3
         np.add.at(matrix, (label[kept], prediction[kept]), 1)
-    np.testing.assert_array_equal(task.evaluate(task.model, progress=False)["confusion"], matrix)
+    np.testing.assert_array_equal(task.evaluate(task.model)["confusion"], matrix)
 
 
 def test_test_config_is_the_default_and_options_replace_it(lists):
@@ -155,12 +156,12 @@ def test_test_config_is_the_default_and_options_replace_it(lists):
     config = {**tiny.lists_config(lists), "test_config": windows}
     task = lively_task(config)
     plain = tiny.make_task(tiny.lists_config(lists))
-    by_config = task.evaluate(task.model, progress=False)["confusion"]
-    by_option = plain.evaluate(task.model, progress=False, **windows)["confusion"]
-    whole = plain.evaluate(task.model, progress=False)["confusion"]
+    by_config = task.evaluate(task.model)["confusion"]
+    by_option = plain.evaluate(task.model, **windows)["confusion"]
+    whole = plain.evaluate(task.model)["confusion"]
     np.testing.assert_array_equal(by_config, by_option)
     assert not np.array_equal(by_config, whole)
-    np.testing.assert_array_equal(task.evaluate(task.model, progress=False, is_slide=False)["confusion"], whole)
+    np.testing.assert_array_equal(task.evaluate(task.model, is_slide=False)["confusion"], whole)
 
 
 # --- flips, scales, windows -------------------------------------------------------------------------
@@ -315,5 +316,5 @@ def test_autocast_is_entered_for_every_image(task):
         def __exit__(self, *error):
             return False
 
-    result = evaluate(task.model, task.val_dataset, task.class_names, autocast=Context, progress=False)
+    result = evaluate(task.model, task.val_dataset, task.class_names, autocast=Context)
     assert len(entered) == result["images"] == 3

@@ -11,17 +11,22 @@ import pytest
 
 from paddle_vheat.cli import train_parser
 from paddle_vheat.engine.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from paddle_vheat.engine.export import export_model
+from paddle_vheat.export import export_model, parse_input_shape
 from tests.conftest import paddle
 from tests.engine import tiny
 from tests.engine.test_distributed import finish, launch, train_on_two
-from tests.engine.test_trainer import assert_same_checkpoint, train
+from tests.engine.small import assert_same_checkpoint, train
 
 
 def contrast_config(root: Path, **loss) -> dict:
     """A bank of five slots, which is full and wraps around after a few steps, and two iterations of warm-up."""
     bank = {"memory_size": 5, "num_classes": 19, "proj_dim": 8, "pixel_update_freq": 3}
     return tiny.contrast_config(root, **{**bank, "warmup_iters": 2, **loss})
+
+
+def export(task, folder: Path, shape) -> None:
+    shape = parse_input_shape(shape)
+    export_model(task.export_spec(task.model, shape, None), task.name, folder, shape, lambda text: None)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -89,7 +94,7 @@ def test_both_processes_hold_the_same_bank(two, cityscapes, tmp_path):
     assert "0.bank.pixel_queue" in first["loss"]["names"]
     task = tiny.make_task(contrast_config(cityscapes))
     train(task, tmp_path, iters=6, batch_size=2)
-    alone = task.losses["types"][1].bank
+    alone = task.criteria[0][1].bank
     _, arrays = read_checkpoint(folder / "out" / "iter_6")
     for part in ("segment", "pixel"):
         for name in ("pointer", "count"):
@@ -156,12 +161,12 @@ def test_entries_are_queued_in_the_order_of_the_processes(tmp_path):
 def test_exports_have_no_projection_head(cityscapes, tmp_path, shape):
     """Byte for byte as large as the export of the same model without the head, and nothing of that name."""
     task = tiny.make_task(contrast_config(cityscapes))
-    export_model(task, tmp_path / "contrast", shape, say=lambda text: None)
+    export(task, tmp_path / "contrast", shape)
     plain_config = tiny.cityscapes_config(cityscapes)
     plain = tiny.make_task(plain_config)
     state = task.model.state_dict()
     plain.model.set_state_dict({name: value for name, value in state.items() if not name.startswith("proj_head.")})
-    export_model(plain, tmp_path / "plain", shape, say=lambda text: None)
+    export(plain, tmp_path / "plain", shape)
     sizes = [(tmp_path / name / "model.pdiparams").stat().st_size for name in ("contrast", "plain")]
     assert sizes[0] == sizes[1]
     assert sum(value.size for value in state.values()) * 4 > sizes[0]
