@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ import paddle_vheat._paddle  # noqa: F401 - before PaddleSeg, so that Paddle's i
 
 # isort: split
 from paddleseg.core import infer
-from paddleseg.cvlibs import Config, SegBuilder, manager
+from paddleseg.cvlibs import manager
 from paddleseg.transforms import Compose
 from paddleseg.utils import logger, utils
 from paddleseg.utils.visualize import get_color_map_list
 
+from paddle_vheat.config import build
+from paddle_vheat.integrations import seg_transforms
 from paddle_vheat.integrations._paddleseg_patches import apply_patches
 from paddle_vheat.integrations._paddleseg_reading import ReadingTransforms, wrap_dataset
 from paddle_vheat.losses import PixelContrastLoss
@@ -39,14 +41,14 @@ __all__ = [
     "UPerNetContrast",
     "UPerNetMMSeg",
     "apply_patches",
-    "component",
-    "component_arguments",
-    "component_names",
+    "assemble",
     "get_color_map_list",
     "infer",
     "load_backbone",
     "load_pretrained",
-    "make_builder",
+    "reading_transforms",
+    "registry",
+    "seg_transforms",
     "strict_pretraining",
     "vHeat",
     "vHeat_base",
@@ -197,45 +199,38 @@ def strict_pretraining() -> Iterator[None]:
         utils.load_pretrained_model = original
 
 
-class DictConfig(Config):
-    """PaddleSeg's configuration from keys and values that are read already, so that its YAML loader is not used."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.dic = values
-        self._build_default_checker().apply_all_rules(self)
-
-
 _REGISTRIES = (
     manager.MODELS,
     manager.BACKBONES,
     manager.DATASETS,
     manager.TRANSFORMS,
     manager.LOSSES,
-    manager.OPTIMIZERS,
 )
 
 
-def component(name: str) -> Any | None:
-    """The class or function that PaddleSeg's registries hold under a name; None if there is none."""
-    return next((registry[name] for registry in _REGISTRIES if name in registry.components_dict), None)
+def registry() -> dict[str, Any]:
+    """Everything that PaddleSeg's registries hold, by name: models, backbones, data sets, transforms, losses."""
+    return {name: part[name] for part in reversed(_REGISTRIES) for name in part.components_dict}
 
 
-def component_names() -> list[str]:
-    """All names in PaddleSeg's registries."""
-    return [name for registry in _REGISTRIES for name in registry.components_dict]
+def assemble(value: Any, components: Mapping[str, Any], where: str) -> Any:
+    """Build what a block describes: every ``{type: name, argument: value}`` in it becomes a component.
+
+    Args:
+        components: as from :func:`registry`.
+        where: file and path of the block, for an error.
+
+    Raises:
+        ConfigError: for what a component does not take, naming its place.
+    """
+    if isinstance(value, Mapping):
+        built = {key: assemble(item, components, f"{where}.{key}") for key, item in value.items() if key != "type"}
+        return build(value["type"], built, components, where) if "type" in value else built
+    if isinstance(value, list):
+        return [assemble(item, components, f"{where}.{i}") for i, item in enumerate(value)]
+    return value
 
 
-def component_arguments(name: str) -> set[str] | None:
-    """Argument names of a component; None if it takes any."""
-    found = component(name)
-    target: Any = found.__init__ if inspect.isclass(found) else found
-    parameters = inspect.signature(target).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters} - {"self"}
-
-
-def make_builder(values: dict[str, Any]) -> SegBuilder:
-    """PaddleSeg's builder of models, datasets, losses and schedules for a configuration."""
-    logger.log_level = 1  # warnings; the builder would print every block of the configuration
-    return SegBuilder(DictConfig(values))
+def reading_transforms(transforms: list[Any], channels: int) -> ReadingTransforms:
+    """PaddleSeg's transforms in a row, which take paths or arrays and read files as this project does."""
+    return ReadingTransforms(Compose(transforms, img_channels=channels))
