@@ -85,8 +85,9 @@ class CutmixOperator(Operation):
 
     def __call__(self, images: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Float32 (N, C, H, W) and (N, K) -> the same shapes, new tensors."""
-        replaced = np.zeros((1, 1, *images.shape[2:]), bool)
-        rows, columns = self.draw(*images.shape[2:], rng)
+        height, width = images.shape[2:]
+        rows, columns = self.draw(height, width, rng)
+        replaced = np.zeros((1, 1, height, width), bool)
         replaced[:, :, rows, columns] = True
         mixed = paddle.where(paddle.to_tensor(replaced), _partners(images), images)
         return mixed, _mix(targets, 1 - float(replaced.mean()))

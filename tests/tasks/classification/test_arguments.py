@@ -96,7 +96,7 @@ def test_null_is_the_default_and_case_does_not_matter():
         (
             ["DecodeImage", "NormalizeImage"],
             "file",
-            "'x.yml.1': NormalizeImage works on channels first (3, H, W), but here it gets an image; set its order to ''",
+            "'x.yml.1': NormalizeImage works on channels first (3, H, W), but here it gets an image; set its order to",
         ),
         (["RandomErasing"], "image", "'x.yml.0': RandomErasing works on a normalised image"),
         (["ToCHWImage", "CropImage"], "image", "'x.yml.1': CropImage works on an image, but here it gets channels fir"),

@@ -83,9 +83,9 @@ def test_other_names_are_ranked(num_classes: int | None):
         ([*SOME, "n99999999"], None, "such as n99999999"),
         ([*SOME, "other"], 6, "such as other"),
         ([*SOME, "7"], 6, "such as 7"),
-        ([str(i) for i in range(1, 1001)], 1000, "x: holds 1000 folders with numbers as names, 1 to 1000; expected 0 to "
-         "999, each once, as the number is the class; ILSVRC's own numbers, 1 to 1000, are not in the order of"),
-        ([str(i) for i in range(200)], 1000, "200 folders with numbers as names, 0 to 199; expected 0 to 999, each once"),
+        ([str(i) for i in range(1, 1001)], 1000, "x: holds 1000 folders with numbers as names, 1 to 1000; expected 0 "
+         "to 999, each once, as the number is the class; ILSVRC's own numbers, 1 to 1000, are not in the order of"),
+        ([str(i) for i in range(200)], 1000, "200 folders with numbers as names, 0 to 199; expected 0 to 999, each"),
         (["0", "1", "3"], None, "expected 0 to 2, each once"),
         (["0", "1", "01"], 3, "expected 0 to 2, each once"),
         (["cat", "dog"], 1000, "x: holds 2 folders of classes, and the model has 1000 classes; expected as many"),
