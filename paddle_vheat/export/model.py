@@ -192,6 +192,8 @@ def _verdict(differences: Sequence[Difference], names: Sequence[str], say: Calla
 
 
 def _write_yaml(folder: Path, deploy: Mapping[str, Any]) -> None:
-    text = yaml.safe_dump({"Deploy": deploy}, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(
+        {"Deploy": deploy}, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120
+    )
     with naming(folder / FILE):
         (folder / FILE).write_text(text, encoding="utf-8")
