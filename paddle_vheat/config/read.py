@@ -6,7 +6,7 @@ import ast
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,16 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path, named_by: Path | None) -> dict[str, Any]:
+def _read_configuration(path: Path, named_by: Path | None) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
         origin = f" (the _base_ of {named_by})" if named_by else ""
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise FileNotFoundError(f"no such configuration: {path}{origin}{hint}")
+    return _parse(path)
+
+
+def _parse(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: {path.stat().st_size} bytes; a configuration has at most {MAX_FILE_BYTES}")
     try:
@@ -111,7 +115,7 @@ def _read_inherited(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in chain:
         raise ConfigError(f"{path}: inherits from itself by way of {' -> '.join(p.name for p in chain)}")
-    config = _read_yaml(path, chain[-1] if chain else None)
+    config = _read_configuration(path, chain[-1] if chain else None)
     bases = config.pop("_base_", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
@@ -162,6 +166,26 @@ def _child(block: Any, name: str, path: str, assignment: str) -> Any:
     return block[name]
 
 
+def _bounded(path: str | Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        content = read()
+        try:
+            return _finish(content, itertools.count())
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deep, or a YAML anchor within itself") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Keys and values of one YAML file, within the bounds above and without inheritance.
+
+    Raises:
+        ConfigError: naming the file, if it is not valid.
+    """
+    return _bounded(path, lambda: _parse(path))
+
+
 def load_config(path: str | Path, opts: Sequence[str] | None = None) -> dict[str, Any]:
     """Read a configuration, with what it inherits (``_base_``) and ``--opts key=value`` applied.
 
@@ -170,14 +194,7 @@ def load_config(path: str | Path, opts: Sequence[str] | None = None) -> dict[str
         ConfigError: if a file is not valid, or an option names a key or block that is not there. A new key
             within a block is taken: a block need not give what has a default.
     """
-    try:
-        config = _read_inherited(Path(path))
-        try:
-            config = _finish(config, itertools.count())
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deep, or a YAML anchor within itself") from error
+    config = _bounded(path, lambda: _read_inherited(Path(path)))
     for assignment in opts or ():
         _set(config, assignment)
     return config

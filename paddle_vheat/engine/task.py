@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from paddle_vheat.deploy.description import Tensors
+from paddle_vheat.deploy.processor import Prediction
+
 if TYPE_CHECKING:
     import argparse
 
     import numpy as np
 
-    from paddle_vheat.engine.optim import Recipe
+    from paddle_vheat.engine.optim import Factors, Recipe
 
 Sample = dict[str, Any]
 Batch = dict[str, Any]
@@ -90,26 +93,11 @@ class Dataset(Protocol):
     def files(self, index: int) -> list[str]:
         """The files that a sample is read from, for messages."""
 
-    def check(self, index: int) -> None:
+    def check(self, index: int) -> Any:
         """Raise a DataError for a sample that cannot be used as it is stored, before any transform."""
 
-    def check_all(self) -> list[str]:
-        """Problems that only the whole set shows; called when every sample has been checked."""
-
-
-class Prediction(Protocol):
-    """What a model says of one image. Made without Paddle, so that exported models give the same."""
-
-    value: Any  # what ``deploy.Predictor.predict`` returns
-
-    def draw(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Pictures by the name of their folder, uint8 RGB, of the image (H, W, 3), uint8 BGR; {} if there are none."""
-
-    def to_json(self) -> Any:
-        """For ``predictions.json``; None if there is nothing to write."""
-
-    def line(self) -> str:
-        """For the terminal; "" if there is nothing to say."""
+    def check_all(self, values: list[Any]) -> list[str]:
+        """Problems that only the whole set shows, from what :meth:`check` returned for every sample."""
 
 
 class Task(Protocol):
@@ -124,12 +112,13 @@ class Task(Protocol):
     config: Mapping[str, Any]  # as it was read; kept in checkpoints
     metric: Metric  # chooses the best checkpoint
     recipe: Recipe
+    broken: set[str]  # "model", "train", "val": what cannot be built, as its problems have been reported
 
-    def build_model(self) -> Layer:
-        """A new model, its pretrained weights loaded; called once, after seeding."""
+    def build_model(self, pretrained: bool = True) -> Layer:
+        """A new model; called once, after seeding. ``pretrained`` False leaves out the weights it would start from."""
 
-    def decay_rule(self, model: Layer) -> Mapping[str, float] | None:
-        """Factor of the weight decay for each parameter's name, 1 where absent; None leaves it to the recipe."""
+    def parameter_factors(self, model: Layer) -> Mapping[str, Factors]:
+        """Factors of the learning rate and the weight decay, by the parameter's name; the default where absent."""
 
     def dataset(self, split: str) -> Dataset:
         """The "train" or "val" set."""
@@ -175,18 +164,12 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Tensors:
-    """An input or output of a program: name, dtype, and the name of each axis (None in ``shape``: free)."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    axes: tuple[str, ...]
-    dtype: str = "float32"
-
-
-@dataclass(frozen=True)
 class Program:
-    """A network that is saved: ``layer(*inputs)`` gives its outputs in order, one tensor or a tuple of them."""
+    """A network that is saved: ``layer(*inputs)`` gives its outputs in order, one tensor or a tuple of them.
+
+    The layer is the export's own, a copy of the model or of a part of it (``export.inference_copy``): Paddle 2.6 leaves
+    the code that it converts in the layers.
+    """
 
     layer: Layer
     inputs: tuple[Tensors, ...]
@@ -226,22 +209,27 @@ class ExportSpec:
     """How a task's model is exported and proven equal to the trained one.
 
     Attributes:
+        model: the trained model. The export puts it into evaluation mode and, meanwhile, onto the CPU.
         programs: a function of the format ("paddle", "onnx") to the programs by name, most often one called "model".
-            The task's processor (``deploy/processor.py``) puts several together.
-        checks: by the name of the output.
-        reference: the trained model's own results for an input (N, C, H, W), by the name of the output; called with
-            the model on the CPU.
-        inputs: arrays (N, C, H, W) to compare on beside random ones, such as the first validation image.
-        sizes: (height, width) of the random inputs.
+            The task's processor (``deploy/processor.py``) puts several together. Called when the arguments are known
+            to be right; equal for both formats, they are saved once.
+        checks: by the name of the output, all that the processor's ``run`` gives.
+        reference: the trained model's own results for an input (N, C, H, W), by the name of the output.
         channels, min_size: of the images that the model takes.
-        description: what the task's processor needs to know, for ``deploy.yaml``: plain values.
+        images: files or arrays (H, W, C), as the processor takes them, to compare on beside random inputs, such as the
+            first validation image.
+        sizes: (height, width) of the random inputs where the size is free; () for two that are usual.
+        transforms: of evaluation, for ``deploy.yaml``, as the configuration has them.
+        options: what else the task's processor needs to know, for ``deploy.yaml``: plain values.
     """
 
-    programs: Callable[[str], dict[str, Program]]
-    checks: dict[str, Check]
-    reference: Callable[[np.ndarray], dict[str, Any]]
-    inputs: list[np.ndarray]
-    sizes: list[tuple[int, int]]
-    channels: int
-    min_size: int
-    description: dict[str, Any] = field(default_factory=dict)
+    model: Layer
+    programs: Callable[[str], Mapping[str, Program]]
+    checks: Mapping[str, Check]
+    reference: Callable[[np.ndarray], Mapping[str, Any]]
+    channels: int = 3
+    min_size: int = 1
+    images: Sequence[Any] = ()
+    sizes: Sequence[tuple[int, int]] = ()
+    transforms: Sequence[Mapping[str, Any]] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
