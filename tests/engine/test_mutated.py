@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from paddle_vheat.engine.tasks.classification import ClassificationTask
 from PIL import Image
 
 from paddle_vheat import cli
 from paddle_vheat.engine.checkpoint import read_checkpoint
-from paddle_vheat.engine.tasks.classification import ClassificationTask
 from paddle_vheat.engine.trainer import Trainer, TrainOptions
 from tests.conftest import paddle
 from tests.engine import tiny

@@ -260,7 +260,11 @@ def test_class_folders(tmp_path):
         ("Optimizer__clip_norm", 0, "'Optimizer.clip_norm' must be a number of above 0"),
         ("Global__checkpoints", "x", "'Global.checkpoints' must be"),
         ("Optimizer__lr__warmup", 5, "unknown key 'Optimizer.lr.warmup'"),
-        ("DataLoader__Train__dataset__name", "ImageNet", "nothing is called 'ImageNet'; did you mean 'ImageNetDataset'"),
+        (
+            "DataLoader__Train__dataset__name",
+            "ImageNet",
+            "nothing is called 'ImageNet'; did you mean 'ImageNetDataset'",
+        ),
     ],
 )
 def test_mistakes_are_named(path, value, message):
