@@ -116,7 +116,7 @@ def check_losses(task: Any, model: Any, contrast: float) -> None:
         assert bank is None or (bank.num_classes, bank.channels) == (model.num_classes, width)
 
 
-def check_schedule(config: dict[str, Any], rates: list[float]) -> None:
+def check_schedule(config: dict[str, Any], found: list[float]) -> None:
     """The first two learning rates of the whole run: the schedule is of the file's number of iterations."""
     schedule = config["lr_scheduler"]
     first = schedule.get("warmup_start_lr", schedule["learning_rate"])
@@ -124,7 +124,7 @@ def check_schedule(config: dict[str, Any], rates: list[float]) -> None:
         second = first + (schedule["learning_rate"] - first) / schedule["warmup_iters"]
     else:
         second = first * (1 - 1 / config["iters"]) ** schedule["power"]
-    assert rates == pytest.approx([first, second], rel=1e-9)
+    assert found == pytest.approx([first, second], rel=1e-9)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -148,17 +148,17 @@ def test_one_step(path):
     optimizer = build_optimizer(task.recipe, model, scheduler, task.parameter_factors(model), "optimizer")
     trained = {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
     before = {name: parameter.numpy().copy() for name, parameter in trained.items()}
-    rng, rates = np.random.default_rng(0), [scheduler()]
+    rng, first = np.random.default_rng(0), scheduler()
     image = paddle.to_tensor(rng.standard_normal((1, 3, 64, 80)).astype(np.float32))
     batch = {"img": image, "label": paddle.to_tensor(rng.integers(0, classes, (1, 64, 80)))}
     model.train()
     sum(task.losses(model, batch).values()).backward()
     optimizer.step()
     scheduler.step()
-    check_schedule(config, [*rates, scheduler()])
+    check_schedule(config, [first, scheduler()])
     after = {name: parameter.numpy() for name, parameter in trained.items()}
     assert all(np.isfinite(value).all() for value in after.values())
-    # With a first rate of 6e-11 few float32 weights change at all; biases that start at 0 do.
+    # With a first lr of 6e-11 few float32 weights change at all; biases that start at 0 do.
     assert sum(not np.array_equal(after[name], before[name]) for name in after) > 5
 
     # And it predicts, with the windows of the file.
