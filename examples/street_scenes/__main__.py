@@ -5,12 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from examples.street_scenes.dataset import list_scenes, write_dataset, write_preview
+from examples.street_scenes.dataset import write_dataset
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,7 +21,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=256, help="in pixels (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace scenes made with other arguments")
-    parser.add_argument("--preview", metavar="FILE.png", help="also write a contact sheet of some scenes")
     return parser
 
 
@@ -35,13 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = (args.height, args.width)
     try:
         written = write_dataset(args.output, args.train, args.val, size, args.seed, overwrite=args.overwrite)
-        if args.preview:
-            root = Path(args.output)
-            chosen = list_scenes("train", min(args.train, 8), args.seed) + list_scenes(
-                "val", min(args.val, 4), args.seed
-            )
-            pairs = [(np.array(Image.open(root / s.image)), np.array(Image.open(root / s.label))) for s in chosen]
-            write_preview(args.preview, pairs)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -46,7 +46,9 @@ class Camera:
         x = self.centre + points[..., 0] * scale
         # A small roll is drawn as a shear: verticals stay vertical, as people keep their cameras.
         y = self.horizon + (self.eye - points[..., 1]) * scale + self.roll * (x - self.width / 2)
-        return np.stack([x, y], axis=-1).clip(-30000, 30000)
+        xy = np.empty((*x.shape, 2))
+        xy[..., 0], xy[..., 1] = x, y
+        return np.minimum(np.maximum(xy, -30000, out=xy), 30000, out=xy)
 
 
 @dataclass(frozen=True)
@@ -163,10 +165,10 @@ class Canvas:
 
     def polygon(self, xy: Array, colour: tuple[int, ...], label: int | None = None) -> None:
         """Fill a polygon given in pixels (n, 2) with a finished 8-bit colour."""
-        low, high = xy.min(axis=0), xy.max(axis=0)
-        if high[0] < 0 or high[1] < 0 or low[0] > self.camera.width or low[1] > self.camera.height:
-            return
         flat = xy.ravel().tolist()
+        xs, ys = flat[::2], flat[1::2]
+        if max(xs) < 0 or max(ys) < 0 or min(xs) > self.camera.width or min(ys) > self.camera.height:
+            return
         self._paint.polygon(flat, fill=colour)
         if label is not None:
             self._mark.polygon(flat, fill=self.mark(label))

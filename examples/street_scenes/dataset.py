@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from examples.street_scenes.canvas import Array
 from examples.street_scenes.cities import TRAIN_CITIES, VAL_CITIES, City
 from examples.street_scenes.instances import CATEGORIES, annotate
 from examples.street_scenes.scene import check_size, render_scene
-from paddle_vheat.tasks.segmentation.cityscapes import CITYSCAPES_PALETTE
 
 GENERATOR_VERSION = 1
 """Raised whenever the same arguments give other pictures."""
@@ -101,11 +98,11 @@ def write_dataset(
         "width": width,
     }
     splits = {split: list_scenes(split, count, seed) for split, count in (("train", train), ("val", val)) if count}
+    part = root / ".part"
+    shutil.rmtree(part, ignore_errors=True)
     if _holds(root, meta, overwrite) and _complete(root, splits):
         return False
 
-    part = root / ".part"
-    shutil.rmtree(part, ignore_errors=True)
     for split, scenes in splits.items():
         _write_split(part, split, scenes, (height, width), progress)
     (part / META_NAME).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -125,7 +122,7 @@ def _holds(root: Path, meta: dict[str, Any], overwrite: bool) -> bool:
         raise ValueError(f"{root} holds {min(strangers)}, which is from elsewhere: choose another folder")
     path = root / META_NAME
     if not path.exists():
-        if root.exists() and {entry.name for entry in root.iterdir()} - {".part"}:
+        if root.exists() and any(root.iterdir()):
             raise ValueError(
                 f"{root} holds files but no {META_NAME}, so they are from elsewhere: choose another folder"
             )
@@ -169,24 +166,3 @@ def _progress(scenes: list[SceneFiles], split: str) -> Iterable[SceneFiles]:
         return scenes
     bar: Iterable[SceneFiles] = tqdm(scenes, desc=f"street scenes ({split})", unit="scene", disable=None)
     return bar
-
-
-def colour_label(label: Array) -> Array:
-    """Train ids, uint8 (height, width), in Cityscapes' colours, uint8 (height, width, 3); 255 is black."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(CITYSCAPES_PALETTE)] = CITYSCAPES_PALETTE
-    return table[label]
-
-
-def write_preview(path: str | Path, pairs: Sequence[tuple[Array, Array]], columns: int = 2) -> None:
-    """Write a contact sheet of (image, label) pairs side by side, ``columns`` pairs to a row."""
-    height, width = pairs[0][1].shape
-    gap = 4
-    rows = -(-len(pairs) // columns)
-    sheet = Image.new("RGB", (columns * (2 * width + gap) - gap, rows * (height + gap) - gap), (255, 255, 255))
-    for i, (image, label) in enumerate(pairs):
-        x, y = i % columns * (2 * width + gap), i // columns * (height + gap)
-        sheet.paste(Image.fromarray(image), (x, y))
-        sheet.paste(Image.fromarray(colour_label(label)), (x + width, y))
-        ImageDraw.Draw(sheet).line([x + width, y, x + width, y + height - 1], fill=(255, 255, 255))
-    sheet.save(path)
