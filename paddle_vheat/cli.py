@@ -327,6 +327,7 @@ def _predict(args: argparse.Namespace, flags: TaskFlags) -> int:
     _start_paddle(args)
     from paddle_vheat.deploy.writing import list_images, write_predictions
     from paddle_vheat.engine.data_check import Report
+    from paddle_vheat.engine.evaluate import evaluation_form
 
     report, images = Report(), []
     task = _make_task(args, flags, report)
@@ -334,6 +335,7 @@ def _predict(args: argparse.Namespace, flags: TaskFlags) -> int:
         images = list_images(args.image_path, args.save_dir)
     model = _trained_model(task, args, report)
     report.close()
+    model = evaluation_form(model)
     written = write_predictions(images, args.save_dir, lambda path: task.predict(model, str(path)))
     print(f"{len(images)} images; written: {' and '.join(map(str, written))}")
     return 0

@@ -21,7 +21,7 @@ from paddle_vheat.engine.checkpoint import read_checkpoint, read_newest
 from paddle_vheat.engine.hooks import restore_tensors, untrained_state
 from paddle_vheat.engine.loader import load_batches, sample_files, to_tensors
 from paddle_vheat.engine.task import Task
-from paddle_vheat.errors import DataError, UserError
+from paddle_vheat.errors import ConfigError, DataError, UserError
 from paddle_vheat.weights.loading import fitted_values
 
 MAX_REPORTED = 20
@@ -107,11 +107,12 @@ class _Verdicts:
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> tuple[str, str, Any]:
-        turned = next((name for name in sample_files(self.dataset, index) if has_orientation(name)), "")
         try:
-            return "", turned, self.dataset.check(index)
+            value = self.dataset.check(index)
+            turned = next((name for name in sample_files(self.dataset, index) if has_orientation(name)), "")
         except (UserError, OSError) as error:
-            return str(error), turned, None
+            return str(error), "", None
+        return "", turned, value
 
 
 def scan(
@@ -216,7 +217,13 @@ def try_losses(task: Task, model: Any, autocast: Callable[[], Any] = contextlib.
         batch = task.collate([{**dataset[i % len(dataset)], "meta": {"index": i % len(dataset)}} for i in range(2)])
     with _untouched(model), paddle.no_grad(), autocast():
         model.train()
-        task.losses(model, task.prepare(to_tensors(batch), 0))
+        try:
+            task.losses(model, task.prepare(to_tensors(batch), 0))
+        except (UserError, OSError):
+            raise
+        except (ValueError, RuntimeError, AssertionError, IndexError) as error:  # as libraries say it
+            text = " ".join(str(error).split("The error message is:")[-1].split())
+            raise ConfigError(f"{task.source}: model and losses fail on a trial batch: {text}") from error
 
 
 def check_resume(save_dir: str | Path, where: str, model: Any) -> None:

@@ -15,8 +15,6 @@ import numpy as np
 from paddle_vheat.data.image_file import read_bgr, read_label
 from paddle_vheat.errors import DataError
 
-_BYTE_ORDER_MARK = "\ufeff"
-
 
 def read_files(data: dict[str, Any], flag: int | None = None) -> dict[str, Any]:
     """Put arrays in the place of the paths that a PaddleSeg sample holds; changes the sample, and returns it.
@@ -68,13 +66,7 @@ class ReadingTransforms:
 
 
 def wrap_dataset(dataset: Any) -> Any:
-    """Have a PaddleSeg dataset read its files by :class:`ReadingTransforms`; returns the dataset.
-
-    A byte order mark, which PaddleSeg takes for a part of the first path in a list file, is dropped from there.
-    """
+    """Have a PaddleSeg dataset read its files by :class:`ReadingTransforms`; returns the dataset."""
     if not isinstance(dataset.transforms, ReadingTransforms):
         dataset.transforms = ReadingTransforms(dataset.transforms)
-    for files in list(getattr(dataset, "file_list", []))[:1]:
-        if isinstance(files, list):
-            files[:] = [name.replace(_BYTE_ORDER_MARK, "") if isinstance(name, str) else name for name in files]
     return dataset

@@ -144,7 +144,7 @@ def _model(name: str, parent: Any, load: Callable[[Any, str], LoadReport]) -> An
         if pretrained is not None:
             logger.info(f"{name} from {pretrained}: {load(self, pretrained)}")
 
-    # For component_arguments, which finds misspelt keys.
+    # By it, misspelt keys are found.
     __init__.__signature__ = arguments.replace(parameters=[*arguments.parameters.values(), pretrained])  # type: ignore[attr-defined]
     doc = f"""{parent.__name__} as a PaddleSeg model; ``pretrained`` is loaded by :func:`{load.__name__}`."""
     return type(name, (parent,), {"__init__": __init__, "__doc__": doc, "__module__": __name__})

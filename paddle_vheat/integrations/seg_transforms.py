@@ -23,7 +23,7 @@ Data = dict[str, Any]
 def _pair(value: Any, name: str, kind: type, what: str) -> tuple[Any, Any]:
     """Two numbers above 0; a ValueError that begins with ``name`` for anything else."""
     pair = tuple(value) if isinstance(value, (list, tuple)) else ()
-    numbers = [item for item in pair if isinstance(item, (int, kind)) and not isinstance(item, bool)]
+    numbers: list[Any] = [item for item in pair if isinstance(item, (int, kind)) and not isinstance(item, bool)]
     if len(pair) != 2 or len(numbers) != 2 or not all(0 < number < math.inf for number in numbers):
         raise ValueError(f"{name}: expected {what}, got {value!r}")
     return kind(pair[0]), kind(pair[1])

@@ -12,6 +12,7 @@ import numpy as np
 
 from paddle_vheat._files import write_atomically
 from paddle_vheat._paddle import paddle
+from paddle_vheat.errors import UserError
 from paddle_vheat.ops import resize_bicubic
 from paddle_vheat.weights.safe_pickle import UnsafeFileError, load_arrays
 
@@ -187,7 +188,7 @@ def fitted_values(
     if problems:
         counts = f"{len(missing)} missing, {len(left_over)} left over, {len(misshaped)} of another shape or kind"
         problems = _other_classes(layer, state) + problems
-        raise ValueError(f"{source} does not fit {type(layer).__name__} ({counts}):\n  " + "\n  ".join(problems))
+        raise UserError(f"{source} does not fit {type(layer).__name__} ({counts}):\n  " + "\n  ".join(problems))
     return report, values
 
 

@@ -12,18 +12,17 @@ import cv2
 import numpy as np
 import pytest
 
-import paddle_vheat.integrations.seg_transforms  # noqa: F401  registers the transforms that are named
 from paddle_vheat.config import load_config
-from paddle_vheat.engine.tasks import make_task
+from paddle_vheat.engine.optim import build_optimizer
+from paddle_vheat.integrations import paddleseg as seg
 from paddle_vheat.models import VARIANTS
 from paddle_vheat.weights.key_map import our_name
 from paddle_vheat.weights.torch_file import read_torch_file
 from tests.configs import published
 from tests.configs.published import Deviates
+from tests.configs.test_one_step import CONFIGS, make_task
 from tests.conftest import paddle
-from tests.engine import tiny
 
-CONFIGS = tiny.REPOSITORY / "configs"
 RUNS = {
     "HRNet_W48_cityscapes_1024x512_60k": published.PADDLESEG_CONTRAST,
     "hrnet_w48_cityscapes_contrast_mem": published.PAPER_MEMORY,
@@ -89,8 +88,9 @@ def test_what_the_model_is_given(name, channels, mean, std, tmp_path):
     """From a file's pixels to the network's input in evaluation; ``channels`` of what OpenCV reads (BGR)."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "image.png"), pixels)
-    task = make_task(load_config(CONFIGS / f"{name}.yml"), name)
-    given = task.val_transforms({"img": str(tmp_path / "image.png")})["img"]
+    block = load_config(CONFIGS / f"{name}.yml")["val_dataset"]
+    transforms = seg.reading_transforms(seg.assemble(block["transforms"], seg.registry(), name), 3)
+    given = transforms({"img": str(tmp_path / "image.png"), "gt_fields": [], "trans_info": []})["img"]
     expected = (pixels[..., channels].astype(np.float64) / 255 - mean) / std
     # Two float32 roundings of numbers up to 2.7.
     np.testing.assert_allclose(given, expected.transpose(2, 0, 1), rtol=0, atol=1e-6)
@@ -111,7 +111,7 @@ def test_the_drop_path_follows_the_architecture(variant, rate, monkeypatch):
     by_option = load_config(CONFIGS / "vheat_imagenet.yml", [f"Arch.name=vHeat_{variant}"])
     assert by_option == load_config(CONFIGS / f"vheat_{variant[0]}_imagenet.yml")
     by_option["Arch"].update(class_num=2, img_size=32)
-    blocks = make_task(by_option, variant).model.backbone.stages[-1].blocks
+    blocks = make_task(by_option, variant).build_model().backbone.stages[-1].blocks
     assert blocks[-1].drop_path.rate == pytest.approx(rate)
 
 
@@ -126,13 +126,13 @@ def test_weight_decay(golden_checkpoint):
         "layer_scale": 1e-5,
     }
     config["model"]["backbone"]["depths"] = [1, 1, 2, 1]
-    config["lr_scheduler"].update(learning_rate=1.0, warmup_start_lr=1e-2)
     config["optimizer"]["weight_decay"] = 0.5
     task = make_task(config, "decay")
-    trained = {name: p for name, p in task.model.named_parameters() if not p.stop_gradient}
+    model = task.build_model()
+    trained = {name: p for name, p in model.named_parameters() if not p.stop_gradient}
     before = {name: p.numpy().copy() for name, p in trained.items()}
-    (sum(p.sum() for p in task.model.parameters()) * 0.0).backward()
-    task.optimizer.step()
+    (sum(p.sum() for p in model.parameters()) * 0.0).backward()
+    build_optimizer(task.recipe, model, 1e-2, task.parameter_factors(model), "optimizer").step()
     after = {name: p.numpy() for name, p in trained.items()}
 
     state = read_torch_file(golden_checkpoint("upernet_micro"))["state_dict"]
@@ -165,5 +165,5 @@ def test_cross_entropy_weights_are_a_weighted_mean():
     valid = label != 255
     picked = -np.take_along_axis(logs, np.where(valid, label, 0)[:, None], axis=1)[:, 0]
     weights = np.where(valid, weight[np.where(valid, label, 0)], 0.0)
-    value = task.losses["types"][0](paddle.to_tensor(logits.astype("float32")), paddle.to_tensor(label))
+    value = task.criteria[0][0](paddle.to_tensor(logits.astype("float32")), paddle.to_tensor(label))
     assert float(value) == pytest.approx((weights * picked).sum() / weights.sum(), rel=1e-5)  # float32 log-sum-exp

@@ -13,8 +13,8 @@ from paddle_vheat.engine.checkpoint import list_checkpoints, read_checkpoint
 from paddle_vheat.engine.hooks import NonFiniteLossError, all_finite, restore_tensors, untrained_state
 from tests.conftest import paddle
 from tests.engine import tiny
-from tests.engine.test_distributed import SCRIPT, finish, launch
 from tests.engine.small import SmallTask, assert_same, assert_same_checkpoint, parameters, train, trainer
+from tests.engine.test_distributed import SCRIPT, finish, launch
 
 
 def assert_finite_checkpoints(folder: Path) -> None:

@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ from paddle_vheat.engine.optim import TrainOptions
 from paddle_vheat.engine.trainer import Trainer
 from paddle_vheat.weights.loading import read_weights
 from tests.conftest import paddle
-from tests.engine import tiny  # noqa
+from tests.engine import tiny
 from tests.engine.small import (
     SmallTask,
     assert_same,
@@ -32,7 +30,6 @@ from tests.engine.small import (
     train,
     trainer,
 )
-
 
 # --- the same again ---------------------------------------------------------------------------------
 
@@ -353,7 +350,9 @@ def test_a_loss_that_is_not_finite_with_accumulation(tmp_path):
 def test_wrong_number_of_losses(cityscapes, tmp_path):
     config = tiny.cityscapes_config(cityscapes)
     config["loss"]["coef"] = [1.0]
-    with pytest.raises(ConfigError, match="the model gives 2 outputs in training, but 'loss' has 1 types and coefficients"):
+    with pytest.raises(
+        ConfigError, match="the model gives 2 outputs in training, but 'loss' has 1 types and coefficients"
+    ):
         train(tiny.make_task(config), tmp_path)
 
 

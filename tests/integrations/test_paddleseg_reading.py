@@ -166,16 +166,15 @@ def test_several_maps_in_a_label_file_are_left_to_newer_paddlesegs(files):
 @pytest.fixture
 def dataset(bare, files, tmp_path):
     save_label(files[1], np.uint16)
-    (tmp_path / "list.txt").write_text("image.jpg label.png\n", encoding="utf-8-sig")
-    make = seg.component("Dataset")
-    return make("train", str(tmp_path), [], 19, train_path=str(tmp_path / "list.txt"))
+    (tmp_path / "list.txt").write_text("image.jpg label.png\n")
+    return seg.registry()["Dataset"]("train", str(tmp_path), [], 19, train_path=str(tmp_path / "list.txt"))
 
 
 def test_wrapping_a_dataset(dataset):
     original = dataset.transforms
     assert seg.wrap_dataset(dataset) is dataset
     assert seg.wrap_dataset(dataset).transforms.compose is original  # once only
-    item = dataset[0]  # in spite of the byte order mark, which made it another file's name
+    item = dataset[0]
     assert item["label"].dtype == np.uint8
     assert item["img"].shape == (3, HEIGHT, WIDTH)
     assert (dataset.transforms.img_channels, dataset.transforms.transforms) == (3, [])

@@ -150,9 +150,9 @@ def test_python_s_random_decides(transform):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: RandomRescale([2.0, 0.5]), r"RandomRescale: scale_range: expected \[low, high\]"),
+        (lambda: RandomRescale([2.0, 0.5]), r"RandomRescale: scale_range: expected \[min, max\] above 0"),
         (lambda: RandomRescale([0, 1]), "RandomRescale: scale_range: expected"),
-        (lambda: RandomRescale(aspect_range=1.1), "RandomRescale: aspect_range: expected a list of 2"),
+        (lambda: RandomRescale(aspect_range=1.1), "RandomRescale: aspect_range: expected .* got 1.1"),
         (lambda: RandomRescale(fit=[2048, 0]), "RandomRescale: fit: expected"),
         (lambda: RandomRescale(interp="CUBICS"), "interp: expected one of .*CUBIC.*; did you mean 'CUBIC'"),
         (lambda: RandomBrightnessShift(-1), "max_shift: expected an integer from 0 to 255, got -1"),

@@ -148,8 +148,15 @@ def broken_blocks(problems: list[str]) -> set[str]:
     return {problem.split("'")[1].split(".")[0] for problem in problems}
 
 
+_OF_COMPONENTS = ("transforms", "types", "losses", "backbone")
+
+
 def _component_problems(block: Any, where: str, registry: Mapping[str, Any], problems: list[str]) -> None:
     """Check ``type`` and the arguments of every component in a block, wherever it is nested."""
+    place = where.split(".")
+    of_components = place[-1] in _OF_COMPONENTS[-1:] or (len(place) > 1 and place[-2] in _OF_COMPONENTS[:-1])
+    if isinstance(block, Mapping) and "type" not in block and (of_components or where in ("model", "train_dataset")):
+        problems.append(f"'{where}.type' is missing: the name of a component")
     if isinstance(block, list):
         for i, item in enumerate(block):
             _component_problems(item, f"{where}.{i}", registry, problems)

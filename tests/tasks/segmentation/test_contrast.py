@@ -14,8 +14,8 @@ from paddle_vheat.engine.checkpoint import CheckpointError, read_checkpoint, sav
 from paddle_vheat.export import export_model, parse_input_shape
 from tests.conftest import paddle
 from tests.engine import tiny
-from tests.engine.test_distributed import finish, launch, train_on_two
 from tests.engine.small import assert_same_checkpoint, train
+from tests.engine.test_distributed import finish, launch, train_on_two
 
 
 def contrast_config(root: Path, **loss) -> dict:

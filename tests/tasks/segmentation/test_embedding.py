@@ -75,7 +75,7 @@ class Painter(paddle.nn.Layer):
 @pytest.mark.parametrize("projection", [False, True])
 def test_what_is_collected(cityscapes, projection):
     """Up to five pixels of each class and image, with the label and the feature of that place."""
-    dataset = tiny.make_task(tiny.cityscapes_config(cityscapes)).val_dataset
+    dataset = tiny.make_task(tiny.cityscapes_config(cityscapes)).dataset("val")
     found = collect(Painter(projection), dataset, 19, pixels=5, seed=1)
     assert list(found) == ["decoder features", "projection"][: 1 + projection]
     expected: set[tuple] = set()
@@ -97,14 +97,14 @@ def test_what_is_collected(cityscapes, projection):
 
 
 def test_the_seed_decides_which(cityscapes):
-    dataset = tiny.make_task(tiny.cityscapes_config(cityscapes)).val_dataset
+    dataset = tiny.make_task(tiny.cityscapes_config(cityscapes)).dataset("val")
     rows = [collect(Painter(False), dataset, 19, pixels=2, seed=s)["decoder features"].rows for s in (1, 1, 2)]
     assert np.array_equal(rows[0], rows[1])
     assert not np.array_equal(rows[0], rows[2])
 
 
 def test_a_model_of_another_kind(cityscapes):
-    dataset = tiny.make_task(tiny.cityscapes_config(cityscapes)).val_dataset
+    dataset = tiny.make_task(tiny.cityscapes_config(cityscapes)).dataset("val")
     with pytest.raises(ValueError, match="Conv2D does not say which"):
         collect(paddle.nn.Conv2D(3, 3, 1), dataset, 19)
 

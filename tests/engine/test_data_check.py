@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddle_vheat.data.imagenet import ImageNetDataset
-from paddle_vheat.engine import check
-from paddle_vheat.engine.check import CHECKED_WHOLE, SAMPLE, Report, scan, shortened, which_samples
-from paddle_vheat.engine.tasks.classification import ClassificationTask
+from paddle_vheat.engine import data_check as check
+from paddle_vheat.engine.data_check import CHECKED_WHOLE, SAMPLE, Report, scan, shortened, which_samples
+from paddle_vheat.errors import DataError
+from paddle_vheat.tasks.classification.data import ImageNetDataset
+from paddle_vheat.tasks.classification.task import ClassificationTask
 from tests.engine import tiny
 from tests.engine.test_mutated import classification_config, write_folders
 
@@ -35,31 +36,32 @@ def test_which_samples(length, which):
         assert np.ptp(np.diff(found)) <= 1  # evenly
 
 
-def reads(monkeypatch, task) -> list[int]:
+def reads(monkeypatch, dataset) -> list[int]:
     """The indices that a scan in this process reads from now on."""
     seen: list[int] = []
-    plain = task.check_stored
-    monkeypatch.setattr(task, "check_stored", lambda data, i: (seen.append(i), plain(data, i)), raising=False)
+    plain = dataset.check
+    monkeypatch.setattr(dataset, "check", lambda i: (seen.append(i), plain(i))[1])
     return seen
 
 
 def test_sound_data_is_read_once(lists, cache, tmp_path, monkeypatch):
     root = tiny.copy_tree(lists, tmp_path / "data")
     task = tiny.make_task(tiny.lists_config(root))
-    seen = reads(monkeypatch, task)
-    assert scan(task, task.train_dataset, "data") == []
+    dataset = task.dataset("train")
+    seen = reads(monkeypatch, dataset)
+    assert scan(dataset, "data") == []
     assert seen == [0, 1, 2, 3]
     assert len(list(cache.iterdir())) == 1
-    assert scan(task, task.train_dataset, "data") == []
+    assert scan(dataset, "data") == []
     assert len(seen) == 4
-    # Another file time, another number of classes, other samples: each is read again.
+    # Another file time, other rules, other samples: each is read again.
     os.utime(root / "labels" / "train1.png", (1, 1))
-    scan(task, task.train_dataset, "data")
+    scan(dataset, "data")
     assert len(seen) == 8
-    task.train_dataset.num_classes = 4
-    scan(task, task.train_dataset, "data")
+    dataset.rules += " of another version"
+    scan(dataset, "data")
     assert len(seen) == 12
-    scan(task, task.train_dataset, "data", 2)
+    scan(dataset, "data", 2)
     assert seen[12:] == [0, 3]
 
 
@@ -68,7 +70,7 @@ def test_mistakes_are_not_remembered(lists, cache, tmp_path):
     tiny.spoil_label(root / "labels" / "train2.png", 9)
     task = tiny.make_task(tiny.lists_config(root))
     for _ in range(2):
-        (problem,) = scan(task, task.train_dataset, "data")
+        (problem,) = scan(task.dataset("train"), "data")
         assert problem == f"{root}/labels/train2.png: label value 9 is outside 0 to 2 and is not 255 (ignored)"
     assert not cache.exists()
 
@@ -77,7 +79,7 @@ def test_a_cache_that_cannot_be_written(lists, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
     task = tiny.make_task(tiny.lists_config(lists))
-    assert scan(task, task.train_dataset, "data") == []
+    assert scan(task.dataset("train"), "data") == []
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -89,7 +91,7 @@ def test_the_bar_and_the_problems_with_any_number_of_processes(lists, tmp_path, 
     task = tiny.make_task(tiny.lists_config(root))
     plain = check.tqdm
     monkeypatch.setattr(check, "tqdm", lambda **options: plain(**{**options, "disable": False}))
-    problems = scan(task, task.train_dataset, "the training data", "all", workers)
+    problems = scan(task.dataset("train"), "the training data", "all", workers)
     assert [Path(problem.split(":")[0]).name for problem in problems] == ["train0.png", "train3.png"]
     err = capsys.readouterr().err
     assert "checking the training data: 100%" in err
@@ -105,7 +107,7 @@ def test_labels_as_the_data_set_gives_them(ade20k, tmp_path, value, wrong):
     tiny.spoil_label(path, value)
     task = tiny.make_task(tiny.ade20k_config(root))
     said = [f"{path}: label value {wrong} is outside 0 to 149 and is not 255 (ignored)"] if wrong else []
-    assert scan(task, task.train_dataset, "data") == said
+    assert scan(task.dataset("train"), "data") == said
 
 
 def test_an_ade20k_label_with_an_absurd_header(ade20k, tmp_path):
@@ -116,7 +118,7 @@ def test_an_ade20k_label_with_an_absurd_header(ade20k, tmp_path):
     path = sorted((root / "annotations" / "training").iterdir())[1]
     path.write_bytes(png(12_000, 12_000))
     task = tiny.make_task(tiny.ade20k_config(root))
-    (problem,) = scan(task, task.train_dataset, "data")
+    (problem,) = scan(task.dataset("train"), "data")
     assert str(path) in problem
     assert "its header says 12000 x 12000 pixels" in problem
 
@@ -125,9 +127,10 @@ def test_the_transforms_have_no_part_in_it(lists, monkeypatch):
     """A crop would hide most of a label."""
     config = tiny.lists_config(lists)
     task = tiny.make_task(config)
-    shapes = []
-    monkeypatch.setattr(task, "_check_label", lambda data, i, item: shapes.append(item["img"].shape))
-    scan(task, task.train_dataset, "data")
+    shapes, dataset = [], task.dataset("train")
+    monkeypatch.setattr(dataset, "_check_label", lambda i, item: shapes.append(item["img"].shape))
+    monkeypatch.setattr(dataset, "check_all", lambda values: [])
+    scan(dataset, "data")
     assert shapes == [(3, 40, 56), (3, 33, 64), (3, 48, 48), (3, 40, 56)]
 
 
@@ -135,21 +138,21 @@ def test_classification(tmp_path):
     root = write_folders(tmp_path / "folders")
     path = root / "dog" / "1.jpg"
     task = ClassificationTask(classification_config(root))
-    assert scan(task, task.train_dataset, "data") == []
+    assert scan(task.dataset("train"), "data") == []
     path.write_bytes(path.read_bytes()[:-100])
-    (problem,) = scan(task, task.train_dataset, "data")
-    assert problem.startswith(f"{path}: image file is truncated")
+    (problem,) = scan(task.dataset("train"), "data")
+    assert str(path) in problem
+    assert "truncated" in problem
 
 
-def test_data_without_files_is_not_scanned(tmp_path, monkeypatch):
+def test_data_without_files_is_not_scanned(tmp_path):
     config = classification_config(tmp_path)
     for part in ("Train", "Eval"):
         config["DataLoader"][part]["dataset"] = {"name": "Digits", "mode": "train", "size": 32}
     config["Arch"]["class_num"] = 10
     task = ClassificationTask(config)
-    seen = reads(monkeypatch, task)
-    assert scan(task, task.train_dataset, "data", "all") == []
-    assert seen == []
+    assert not hasattr(task.dataset("train"), "check")
+    assert scan(task.dataset("train"), "data", "all") == []
 
 
 def test_every_listed_file_must_be_there(tmp_path):
@@ -170,7 +173,7 @@ def test_reports():
     with pytest.raises(FileNotFoundError, match=r"^one$"):
         report.close()
     with report.collecting():
-        raise ValueError("one")  # told already
+        raise DataError("one")  # reported already
     report.add(["two", "two"])
     assert report.problems == ["one", "two"]
     with pytest.raises(check.InputError, match=r"2 mistakes, found before the start:\n  one\n  two$"):
