@@ -1,13 +1,13 @@
 # make demo      the main job on embedded data       make test      the tests
 # make demo-cls  classification of digits            make test-all  the slow ones too
-# make check     ruff and mypy             make test-matrix  the tests on every Paddle that is supported
+# make check     ruff, mypy, import levels make test-matrix  the tests on every Paddle that is supported
 PYTHON ?= python3.11
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 # Besides these, the tests run on the Paddle that requirements.txt pins: `make test`.
 OTHER_PADDLES := 2.6.2 3.3.1
 
-.PHONY: demo demo-cls test test-all test-matrix test-numpy2 test-clas check format clean
+.PHONY: demo demo-cls test test-all test-matrix test-numpy2 test-clas test-install check format clean
 
 demo: $(VENV)/.run
 	$(PY) tools/demo.py
@@ -36,10 +36,23 @@ test-numpy2: $(VENV)/.dev build/numpy2/.done
 test-clas: $(VENV)-clas/.done
 	VHEAT_TEST_PADDLECLAS=1 $(VENV)-clas/bin/python -m pytest tests/integrations/test_paddleclas.py
 
+# What `pip install` gives a user: the wheel and its extras as pip's own resolver puts them together, each time anew.
+INSTALL := build/install
+test-install:
+	rm -rf build/lib $(INSTALL)
+	$(PYTHON) -m venv $(INSTALL)/seg
+	$(PYTHON) -m venv $(INSTALL)/deploy
+	$(INSTALL)/seg/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(INSTALL) .
+	$(INSTALL)/deploy/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(INSTALL)/*.whl)[deploy]"
+	$(INSTALL)/deploy/bin/python -I tests/check_installed.py deploy
+	$(INSTALL)/seg/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(INSTALL)/*.whl)[cpu,seg]"
+	$(INSTALL)/seg/bin/python -I tests/check_installed.py seg
+
 check: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 format: $(VENV)/.dev
 	$(PY) -m ruff check --fix .

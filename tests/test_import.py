@@ -94,12 +94,3 @@ def test_version_is_the_packages():
 
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert re.findall(r'^version = "(.+)"$', text, re.MULTILINE) == [paddle_vheat.__version__]
-
-
-@pytest.mark.parametrize("floor", ["ops", "models", "losses", "weights", "deploy"])
-def test_the_lower_floors_do_not_know_the_libraries(floor):
-    for path in (ROOT / "paddle_vheat" / floor).rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(
-            r"^\s*(import|from) (paddleseg|paddleclas|paddle_vheat\.(integrations|engine))\b", text, re.M
-        )

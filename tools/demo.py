@@ -1,4 +1,4 @@
-"""The main job from start to end on the embedded data: train, evaluate, export, run the export, show a picture.
+"""The main job from start to end on generated data: train, evaluate, export, run the export, show a picture.
 
     python tools/demo.py
 
@@ -16,11 +16,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paddle_vheat.cpu import configure_cpu
+import numpy as np
+from PIL import Image, ImageDraw
+
+from paddle_vheat.deploy import Predictor
+from paddle_vheat.tasks.segmentation.cityscapes import CITYSCAPES_NAMES, CITYSCAPES_PALETTE
+from paddle_vheat.tasks.segmentation.visualize import compose_triptych
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/demo.yml"
-DATA = "data/street_scenes"
+DATA = Path("data/street_scenes")
 MARK = ".demo"  # a file that says whose folder it is
 
 
@@ -59,96 +64,53 @@ def class_table(scores: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def exported_pictures(folder: Path, count: int) -> list[Any]:
-    """image | truth | prediction of validation scenes, predicted by the exported model."""
-    import numpy as np
-    from PIL import Image
-
-    from paddle_vheat.config import load_config
-    from paddle_vheat.data.image_file import read_bgr
-    from paddle_vheat.deploy import Predictor
-    from paddle_vheat.engine.pictures import compose_triptych
-    from paddle_vheat.engine.tasks.segmentation import SegmentationTask
-
-    task = SegmentationTask(load_config(ROOT / CONFIG), CONFIG)
-    predictor = Predictor(folder)
-    files = task.val_dataset.file_list
-    pictures = []
-    for image_path, label_path in files[:: max(len(files) // count, 1)][:count]:
-        label = np.asarray(Image.open(label_path)).astype(np.int64)
-        image = read_bgr(image_path)
-        pictures.append(compose_triptych(image[..., ::-1], label, predictor.predict(image), task.palette))
-    return pictures
-
-
-def heading(width: int) -> Any:
-    """The names of the three columns, RGB uint8 (16, width, 3)."""
-    import numpy as np
-    from PIL import Image, ImageDraw
-
-    strip = Image.new("RGB", (width, 16), "white")
-    for i, name in enumerate(("image", "truth", "prediction of the exported model")):
-        ImageDraw.Draw(strip).text((i * width // 3 + 4, 2), name, fill="black")
-    return np.asarray(strip)
-
-
-def legend(width: int, columns: int = 7) -> Any:
-    """The colours of the classes, RGB uint8 (H, width, 3)."""
-    import numpy as np
-    from PIL import Image, ImageDraw
-
-    from paddle_vheat.data.street_scenes import CLASS_NAMES, PALETTE
-
-    strip = Image.new("RGB", (width, 16 * -(-len(CLASS_NAMES) // columns)), "white")
-    draw = ImageDraw.Draw(strip)
-    for i, (name, colour) in enumerate(zip(CLASS_NAMES, PALETTE)):
-        x, y = i % columns * width // columns + 4, i // columns * 16
+def gallery(exported: Path, count: int = 6, columns: int = 7) -> Image.Image:
+    """image | truth | prediction of validation scenes by the exported model, with headings and a legend."""
+    predictor, palette = Predictor(exported), np.array(CITYSCAPES_PALETTE, np.uint8)
+    files = sorted((ROOT / DATA / "leftImg8bit/val").glob("*/*.png"))
+    rows = []
+    for path in files[:: max(len(files) // count, 1)][:count]:
+        label = str(path).replace("leftImg8bit/val", "gtFine/val").replace("_leftImg8bit.", "_gtFine_labelTrainIds.")
+        truth, image = np.asarray(Image.open(label)), np.asarray(Image.open(path))
+        rows.append(compose_triptych(image, truth, predictor.predict(str(path)), palette))
+    pictures = np.concatenate(rows)
+    width, bottom = pictures.shape[1], 16 + pictures.shape[0]
+    sheet = Image.new("RGB", (width, bottom + 16 * -(-len(palette) // columns)), "white")
+    sheet.paste(Image.fromarray(pictures), (0, 16))
+    draw = ImageDraw.Draw(sheet)
+    for i, heading in enumerate(("image", "truth", "prediction of the exported model")):
+        draw.text((i * width // 3 + 4, 2), heading, fill="black")
+    for i, (name, colour) in enumerate(zip(CITYSCAPES_NAMES, CITYSCAPES_PALETTE)):
+        x, y = i % columns * width // columns + 4, bottom + i // columns * 16
         draw.rectangle((x, y + 3, x + 10, y + 13), fill=colour)
         draw.text((x + 15, y + 2), name, fill="black")
-    return np.asarray(strip)
+    return sheet
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train, evaluate, export and show a small vHeat on street scenes.")
     parser.add_argument("--save_dir", default="output/demo", help="default output/demo")
-    parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="replace values of the configuration"
-    )
+    text = "replace values of the configuration"
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help=text)
     args = parser.parse_args()
-    out = Path(args.save_dir)
+    out, start = ROOT / args.save_dir, time.perf_counter()
     opts = ["--opts", *args.opts] if args.opts else []
-    start = time.perf_counter()
-    keep_aside(ROOT / out)
-    (ROOT / out).mkdir(parents=True, exist_ok=True)
-    (ROOT / out / MARK).touch()
-    run("-m", "paddle_vheat.data.street_scenes", "--output", DATA)
-    run(
-        "train.py",
-        "--config",
-        CONFIG,
-        "--do_eval",
-        "--use_vdl",
-        "--save_interval",
-        "300",
-        "--save_dir",
-        str(out),
-        *opts,
-    )
-    model = str(out / "best_model" / "model.pdparams")
-    run("val.py", "--config", CONFIG, "--model_path", model, "--json", str(out / "scores.json"), *opts)
-    exported = str(out / "inference_model")
-    shape = ["1", "3", "128", "256"]
-    run("export.py", "--config", CONFIG, "--model_path", model, "--save_dir", exported, "--input_shape", *shape, *opts)
+    keep_aside(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
+    model, exported, scores = (f"{args.save_dir}/{name}" for name in ("best_model", "inference_model", "scores.json"))
 
-    configure_cpu()
-    from paddle_vheat.engine.pictures import write_gallery
+    run("-m", "examples.street_scenes", "--output", str(DATA))
+    saving = ["--do_eval", "--use_vdl", "--save_interval", "300", "--save_dir", args.save_dir]
+    run("train.py", "--config", CONFIG, *saving, *opts)
+    trained = ["--config", CONFIG, "--model_path", f"{model}/model.pdparams"]
+    run("val.py", *trained, "--json", scores, *opts)
+    run("export.py", *trained, "--save_dir", exported, "--input_shape", "1", "3", "128", "256", *opts)
 
-    scores = json.loads((ROOT / out / "scores.json").read_text(encoding="utf-8"))
-    (ROOT / out / "per_class_iou.md").write_text(class_table(scores), encoding="utf-8")
-    pictures = exported_pictures(ROOT / exported, count=6)
-    write_gallery(ROOT / out / "demo.png", [heading(pictures[0].shape[1]), *pictures, legend(pictures[0].shape[1])])
-    print(f"\n{class_table(scores)}")
-    print(f"image | truth | prediction of the exported model: {out / 'demo.png'}")
+    table = class_table(json.loads((ROOT / scores).read_text(encoding="utf-8")))
+    (out / "per_class_iou.md").write_text(table, encoding="utf-8")
+    gallery(ROOT / exported).save(out / "demo.png")
+    print(f"\n{table}\nimage | truth | prediction of the exported model: {out / 'demo.png'}")
     print(f"per-class IoU: {out / 'per_class_iou.md'}")
     print(f"{time.perf_counter() - start:.0f} s in all")
 
