@@ -53,7 +53,7 @@ def find_problems(
         return [f"'{where}': nothing is called {name!r}{did_you_mean(name, registry)} (known: {known})"]
     if arguments is not None and not isinstance(arguments, Mapping):
         return [f"'{where}.{name}' must be arguments by name, got {arguments!r}"]
-    taken = arguments_of(registry[name])
+    taken = arguments_of(registry[name]) if callable(registry[name]) else ([], [])
     if taken is None:
         return []
     known, required = [list(names) for names in taken]
