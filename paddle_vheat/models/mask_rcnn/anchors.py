@@ -63,4 +63,4 @@ def are_inside(height: int, width: int, stride: int, image_size: tuple[int, int]
     padded = [-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in image_size]
     rows, columns = _positions(height, width)
     inside = paddle.logical_and(rows < -(-padded[0] // stride), columns < -(-padded[1] // stride))
-    return inside.unsqueeze(2).expand([-1, -1, len(RATIOS)]).flatten()
+    return inside.unsqueeze(2).expand([-1, -1, len(RATIOS)]).reshape([-1])

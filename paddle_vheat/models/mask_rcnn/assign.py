@@ -43,13 +43,13 @@ def assign(overlaps: Tensor, positive: float, negative: float, tied: float, vali
         return background if valid is None else paddle.where(valid, background, paddle.full([n], IGNORED, "int64"))
     if valid is not None:
         overlaps = paddle.where(valid.unsqueeze(0), overlaps, paddle.full([], -1.0))
-    best, truth = overlaps.max(axis=0), overlaps.argmax(axis=0)
+    best, truth = overlaps.amax(axis=0), overlaps.argmax(axis=0)
     is_background = paddle.logical_and(best >= 0, best < negative)
     background = paddle.where(is_background, paddle.full([n], NEGATIVE, "int64"), paddle.full([n], IGNORED, "int64"))
     assigned = paddle.where(best >= positive, truth, background)
-    of_truth = overlaps.max(axis=1, keepdim=True)
+    of_truth = overlaps.amax(axis=1, keepdim=True)
     ties = paddle.logical_and(overlaps == of_truth, of_truth >= tied).astype("int64")
-    last = (ties * paddle.arange(1, count + 1).unsqueeze(1)).max(axis=0) - 1  # the last truth of several has it
+    last = (ties * paddle.arange(1, count + 1).unsqueeze(1)).amax(axis=0) - 1  # the last truth of several has it
     return paddle.where(last >= 0, last, assigned)
 
 

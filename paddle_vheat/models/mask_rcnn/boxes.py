@@ -68,5 +68,5 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float)
     Returns:
         (m,) int64, indices of the boxes kept, best first.
     """
-    moved = boxes + (groups * (boxes.max() + 1)).unsqueeze(1)
+    moved = boxes + (groups * (boxes.amax() + 1)).unsqueeze(1)
     return paddle.vision.ops.nms(moved, threshold, scores)

@@ -25,7 +25,7 @@ def mask_targets(masks: Tensor, boxes: Tensor, owners: Tensor, size: int, canvas
     used, owners = paddle.unique(owners, return_inverse=True)  # only these become floating-point numbers
     masks = paddle.gather(masks.astype("uint8"), used).astype("float32").unsqueeze(1)
     masks = F.pad(masks, [0, canvas[1] - masks.shape[3], 0, canvas[0] - masks.shape[2]])
-    order = paddle.argsort(owners, stable=True)  # roi_align takes the boxes image by image
+    order = paddle.argsort(owners)  # roi_align takes the boxes image by image
     counts = paddle.bincount(owners, minlength=used.shape[0]).astype("int32")
     inside = paddle.vision.ops.roi_align(masks, paddle.gather(boxes, order), counts, size)
     targets = (inside.squeeze(1) >= 0.5).astype("float32")
