@@ -1,7 +1,7 @@
 """What lies between a detector's networks, without Paddle: anchors, decoding, suppression, pasting of masks.
 
 For runtimes that run the networks only (ONNX Runtime); :mod:`paddle_vheat.models.mask_rcnn` has the same steps as
-part of its graph, and ``tests/deploy/test_detection_ops.py`` compares them. Boxes are x1 y1 x2 y2 in pixels.
+part of its graph, and the tests compare them. Boxes are x1 y1 x2 y2 in pixels.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (0.5, 1.0, 2.0)  # height over width
 ANCHOR_SCALE = 8  # an anchor's side in strides
-RPN_STD = (1.0, 1.0, 1.0, 1.0)
-BOX_STD = (0.1, 0.1, 0.2, 0.2)
+RPN_STD, BOX_STD = (1.0, 1.0), (0.1, 0.2)  # of dx and dy, of dw and dh
 RPN_NMS, BOX_NMS = 0.7, 0.5
+NMS_BLOCK = 128  # boxes that are compared with all others at a time
 MAX_LOG_RATIO = math.log(1000 / 16)
 
 
@@ -29,9 +29,9 @@ def grid_anchors(height: int, width: int, stride: int) -> np.ndarray:
     return (np.stack([x, y, x, y], axis=2)[:, :, None] + base).reshape(-1, 4)
 
 
-def decode(anchors: np.ndarray, deltas: np.ndarray, std: Sequence[float], size: tuple[int, int]) -> np.ndarray:
+def decode(anchors: np.ndarray, deltas: np.ndarray, std: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
     """Boxes (n, 4) float32 from anchors (n, 4) and coded deltas (n, 4), clipped to ``size`` (height, width)."""
-    deltas = deltas * np.asarray(std, np.float32)
+    deltas = deltas * np.asarray([std[0], std[0], std[1], std[1]], np.float32)
     centre, side = (anchors[:, :2] + anchors[:, 2:]) * np.float32(0.5), anchors[:, 2:] - anchors[:, :2]
     centre = centre + side * deltas[:, :2]
     half = side * np.exp(np.clip(deltas[:, 2:], -MAX_LOG_RATIO, MAX_LOG_RATIO)) * np.float32(0.5)
@@ -39,9 +39,7 @@ def decode(anchors: np.ndarray, deltas: np.ndarray, std: Sequence[float], size: 
     return np.clip(np.concatenate([centre - half, centre + half], axis=1), 0, limits)
 
 
-def grouped_nms(
-    boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, threshold: float, count: int
-) -> np.ndarray:
+def grouped_nms(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, threshold: float, count: int) -> np.ndarray:
     """Non-maximum suppression within groups (levels, classes).
 
     Args:
@@ -54,21 +52,31 @@ def grouped_nms(
     Returns:
         (m,) indices of the boxes kept, best first.
     """
-    left = np.argsort(-scores, kind="stable")
-    if not len(left):
-        return left
+    order = np.argsort(-scores, kind="stable")
+    if not len(order):
+        return order
     # Groups are moved apart so that none overlap, in float32 as in the reference, whose rounding decides close cases.
-    boxes = boxes + (groups.astype(np.float32) * (boxes.max() + np.float32(1)))[:, None]
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    boxes = (boxes + (groups.astype(np.float32) * (boxes.max() + np.float32(1)))[:, None])[order]
     kept: list[int] = []
-    while len(left) and len(kept) < count:
-        best, left = left[0], left[1:]
-        kept.append(best)
-        overlap = np.minimum(boxes[best, 2:], boxes[left, 2:]) - np.maximum(boxes[best, :2], boxes[left, :2])
-        shared = np.maximum(overlap, 0).prod(axis=1)
-        # As a product: boxes without area have an IoU of 0 / 0, which suppresses nothing.
-        left = left[~(shared > np.float32(threshold) * (areas[best] + areas[left] - shared))]
-    return np.asarray(kept, np.int64)
+    while len(order) and len(kept) < count:
+        suppresses = _overlap(boxes[:NMS_BLOCK], boxes, threshold)
+        alive = np.ones(len(order), bool)
+        for i, row in enumerate(suppresses):
+            if alive[i]:
+                alive[i + 1 :] &= ~row[i + 1 :]
+        kept.extend(order[:NMS_BLOCK][alive[:NMS_BLOCK]])
+        order, boxes = order[NMS_BLOCK:][alive[NMS_BLOCK:]], boxes[NMS_BLOCK:][alive[NMS_BLOCK:]]
+    return np.asarray(kept[:count], np.int64)
+
+
+def _overlap(a: np.ndarray, b: np.ndarray, threshold: float) -> np.ndarray:
+    """(n, m): whether the IoU of boxes (n, 4) and (m, 4) is larger than the threshold."""
+    width = np.minimum(a[:, None, 2], b[:, 2]) - np.maximum(a[:, None, 0], b[:, 0])
+    height = np.minimum(a[:, None, 3], b[:, 3]) - np.maximum(a[:, None, 1], b[:, 1])
+    shared = np.maximum(width, 0) * np.maximum(height, 0)
+    areas_a, areas_b = ((c[:, 2] - c[:, 0]) * (c[:, 3] - c[:, 1]) for c in (a, b))
+    # As a product: boxes without area have an IoU of 0 / 0, which suppresses nothing.
+    return shared > np.float32(threshold) * (areas_a[:, None] + areas_b - shared)
 
 
 def select_proposals(
@@ -160,7 +168,7 @@ def paste_mask(logits: np.ndarray, box: np.ndarray, size: tuple[int, int], thres
         (height, width) bool.
     """
     probabilities = 1 / (1 + np.exp(-logits.astype(np.float32)))
-    x1, y1, x2, y2 = (np.float32(value) for value in box)
+    x1, y1, x2, y2 = box.astype(np.float32).tolist()
     top, rows = _interpolation(y1, y2, size[0], logits.shape[0])
     left, columns = _interpolation(x1, x2, size[1], logits.shape[1])
     mask = np.zeros(size, bool)

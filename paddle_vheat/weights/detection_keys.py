@@ -70,7 +70,8 @@ def detection_key_map(state_keys: Iterable[str]) -> dict[str, tuple[str, Transfo
             that have the same.
     """
     found: dict[str, tuple[str, Transform]] = {}
-    unexpected, taken = [], {}
+    unexpected: list[str] = []
+    taken: dict[str, str] = {}
     for name in state_keys:
         ours = our_detection_name(name)
         if ours is None:

@@ -6,7 +6,6 @@ A side is x2 - x1, without the added pixel of the oldest code.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from paddle_vheat._paddle import paddle
@@ -31,27 +30,28 @@ def _centres_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return (boxes[:, :2] + boxes[:, 2:]) * 0.5, boxes[:, 2:] - boxes[:, :2]
 
 
-def encode(anchors: Tensor, boxes: Tensor, std: Sequence[float]) -> Tensor:
-    """What a network must say at ``anchors`` (n, 4) for ``boxes`` (n, 4): (n, 4), dx dy dw dh over ``std``."""
+def encode(anchors: Tensor, boxes: Tensor, std: tuple[float, float]) -> Tensor:
+    """What a network must say at ``anchors`` (n, 4) for ``boxes`` (n, 4): (n, 4), dx dy dw dh.
+
+    ``std`` is the deviation that dx and dy are divided by, and that of dw and dh.
+    """
     centre, side = _centres_and_sides(anchors)
     box_centre, box_side = _centres_and_sides(boxes)
-    deltas = paddle.concat([(box_centre - centre) / side, paddle.log(box_side / side)], axis=1)
-    return deltas / paddle.to_tensor(list(std), "float32")
+    return paddle.concat([(box_centre - centre) / side / std[0], paddle.log(box_side / side) / std[1]], axis=1)
 
 
-def decode(anchors: Tensor, deltas: Tensor, std: Sequence[float], size: Tensor) -> Tensor:
+def decode(anchors: Tensor, deltas: Tensor, std: tuple[float, float], size: Tensor) -> Tensor:
     """The boxes that a network means, the inverse of :func:`encode`, clipped to the image.
 
     Args:
         anchors: (n, 4).
         deltas: (n, 4).
-        std: the four deviations that the deltas were divided by.
+        std: as for :func:`encode`.
         size: (2,) float32, height and width of the image without its padding.
     """
-    deltas = deltas * paddle.to_tensor(list(std), "float32")
     centre, side = _centres_and_sides(anchors)
-    centre = centre + side * deltas[:, :2]
-    half = side * paddle.exp(deltas[:, 2:].clip(-MAX_LOG_RATIO, MAX_LOG_RATIO)) * 0.5
+    centre = centre + side * (deltas[:, :2] * std[0])
+    half = side * paddle.exp((deltas[:, 2:] * std[1]).clip(-MAX_LOG_RATIO, MAX_LOG_RATIO)) * 0.5
     limits = paddle.concat([size[1:], size[:1], size[1:], size[:1]])
     return paddle.minimum(paddle.concat([centre - half, centre + half], axis=1).clip(min=0), limits)
 

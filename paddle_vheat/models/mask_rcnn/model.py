@@ -179,7 +179,7 @@ class MaskRCNN(nn.Layer):
             image["mask_logits"] = logits[int(end) - len(image["scores"]) : int(end)]
         return found
 
-    def forward(self, images: Tensor, sizes: Tensor, targets: Any = None, sampler: Any = None) -> Any:
+    def forward(self, images: Tensor, sizes: Tensor | None = None, targets: Any = None, sampler: Any = None) -> Any:
         """:meth:`losses` if there are targets (``sizes`` is not read then); else detections of one image, for export.
 
         Returns of the latter:

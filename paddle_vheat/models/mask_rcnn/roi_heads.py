@@ -18,7 +18,7 @@ from paddle_vheat.ops.dct import size_of
 
 Tensor = Any
 
-STD = (0.1, 0.1, 0.2, 0.2)
+STD = (0.1, 0.2)
 NMS_THRESHOLD = 0.5
 POSITIVE = NEGATIVE = TIED = 0.5
 POSITIVE_FRACTION = 0.25
@@ -129,9 +129,7 @@ class RoIHead(nn.Layer):
         logits = self.segment(pyramid, boxes, counts, labels)
         return {**losses, "loss_mask": F.binary_cross_entropy_with_logits(logits, masks)}
 
-    def _sample(
-        self, proposals: Tensor, target: dict[str, Any], samples: int, sampler: Sampler
-    ) -> dict[str, Tensor]:
+    def _sample(self, proposals: Tensor, target: dict[str, Any], samples: int, sampler: Sampler) -> dict[str, Tensor]:
         """Boxes (k, 4) and labels (k,), the p positive ones first, and the truths (p,) that those belong to."""
         truths = target["boxes"]
         assigned = assign(iou(truths, proposals), POSITIVE, NEGATIVE, TIED)

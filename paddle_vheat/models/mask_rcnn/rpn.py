@@ -17,7 +17,7 @@ from paddle_vheat.ops.dct import known_size, size_of
 
 Tensor = Any
 
-STD = (1.0, 1.0, 1.0, 1.0)
+STD = (1.0, 1.0)
 NMS_THRESHOLD = 0.7
 POSITIVE, NEGATIVE, TIED, POSITIVE_FRACTION = 0.7, 0.3, 0.3, 0.5
 
