@@ -39,6 +39,11 @@ def decode(anchors: np.ndarray, deltas: np.ndarray, std: tuple[float, float], si
     return np.clip(np.concatenate([centre - half, centre + half], axis=1), 0, limits)
 
 
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # 1 / (1 + inf) is right
+        return 1 / (1 + np.exp(-logits.astype(np.float32)))
+
+
 def grouped_nms(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, threshold: float, count: int) -> np.ndarray:
     """Non-maximum suppression within groups (levels, classes).
 
@@ -100,8 +105,8 @@ def select_proposals(
     """
     boxes, probabilities, levels = [], [], []
     for i, (level_scores, level_deltas) in enumerate(zip(scores, deltas)):
-        anchors = grid_anchors(*level_scores.shape[1:], STRIDES[i])
-        probability = 1 / (1 + np.exp(-level_scores.transpose(1, 2, 0).reshape(-1)))
+        anchors = grid_anchors(level_scores.shape[1], level_scores.shape[2], STRIDES[i])
+        probability = _sigmoid(level_scores.transpose(1, 2, 0).reshape(-1))
         best = np.argsort(-probability, kind="stable")[:per_level]
         coded = level_deltas.transpose(1, 2, 0).reshape(-1, 4)[best]
         boxes.append(decode(anchors[best], coded, RPN_STD, size))
@@ -167,7 +172,7 @@ def paste_mask(logits: np.ndarray, box: np.ndarray, size: tuple[int, int], thres
     Returns:
         (height, width) bool.
     """
-    probabilities = 1 / (1 + np.exp(-logits.astype(np.float32)))
+    probabilities = _sigmoid(logits)
     x1, y1, x2, y2 = box.astype(np.float32).tolist()
     top, rows = _interpolation(y1, y2, size[0], logits.shape[0])
     left, columns = _interpolation(x1, x2, size[1], logits.shape[1])

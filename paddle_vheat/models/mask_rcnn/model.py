@@ -7,7 +7,7 @@ mmdetection 3.3.0, whose results this one equals (``tests/models/mask_rcnn``); t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from paddle_vheat.models.mask_rcnn.assign import Sampler
 from paddle_vheat.models.mask_rcnn.fpn import FPN
 from paddle_vheat.models.mask_rcnn.roi_heads import MASK_SIZE, RoIHead, select_detections
 from paddle_vheat.models.mask_rcnn.rpn import RPNHead, rpn_losses, select_proposals
+from paddle_vheat.models.registry import unknown_name
 from paddle_vheat.models.vheat import VARIANTS, VHeat, check_parameter_count, fold_model
 from paddle_vheat.ops.dct import size_of
 
@@ -90,8 +91,7 @@ class MaskRCNN(nn.Layer):
         """For each image boxes (n, 4), best first; ``sizes`` (B, 2) are the heights and widths before padding."""
         options = self.selection
         per_level = options.train_per_level if self.training else options.test_per_level
-        sizes = sizes.astype("float32")
-        return [boxes for boxes, _ in select_proposals(scores, deltas, sizes, per_level, options.proposals)]
+        return select_proposals(scores, deltas, sizes.astype("float32"), per_level, options.proposals)
 
     def roi_outputs(
         self, pyramid: Sequence[Tensor], boxes: Tensor, counts: Tensor | None = None
@@ -140,16 +140,11 @@ class MaskRCNN(nn.Layer):
         proposals = self.proposals(*self.rpn_outputs(pyramid), sizes)
         counts = paddle.concat([_counts(boxes, None) for boxes in proposals])
         scores, deltas = self.roi_outputs(pyramid, paddle.concat(proposals), counts)
-        detections, start, options = [], 0, self.selection
+        detections, end, sizes, options = [], 0, sizes.astype("float32"), self.selection
         for i, boxes in enumerate(proposals):
-            end = start + size_of(boxes, 0)
-            detections.append(
-                select_detections(
-                    boxes, scores[start:end], deltas[start:end], sizes[i].astype("float32"),
-                    options.score_threshold, options.detections,
-                )
-            )  # fmt: skip
-            start = end
+            start, end = end, end + size_of(boxes, 0)
+            said = boxes, scores[start:end], deltas[start:end], sizes[i]
+            detections.append(select_detections(*said, options.score_threshold, options.detections))
         return detections
 
     @paddle.no_grad()
@@ -169,14 +164,13 @@ class MaskRCNN(nn.Layer):
         for boxes, scores, labels in self.detect(pyramid, sizes):
             n = int((scores > self.selection.score_threshold).sum())
             found.append({"boxes": boxes[:n], "scores": scores[:n], "labels": labels[:n]})
-        side = 2 * MASK_SIZE
-        numbers = [len(image["scores"]) for image in found]
-        logits = paddle.zeros([0, side, side])
+        numbers = [image["scores"].shape[0] for image in found]
+        logits = paddle.zeros([0, 2 * MASK_SIZE, 2 * MASK_SIZE])
         if sum(numbers):
             boxes, labels = (paddle.concat([image[key] for image in found]) for key in ("boxes", "labels"))
             logits = self.mask_logits(pyramid, boxes, labels, paddle.to_tensor(numbers, "int32"))
-        for image, end in zip(found, np.cumsum(numbers)):
-            image["mask_logits"] = logits[int(end) - len(image["scores"]) : int(end)]
+        for i, image in enumerate(found):
+            image["mask_logits"] = logits[sum(numbers[:i]) : sum(numbers[: i + 1])]
         return found
 
     def forward(self, images: Tensor, sizes: Tensor | None = None, targets: Any = None, sampler: Any = None) -> Any:
@@ -220,42 +214,27 @@ DROP_PATH_RATES = {"vheat_tiny": 0.1, "vheat_small": 0.3, "vheat_base": 0.5}
 def build_mask_rcnn(
     variant: str,
     num_classes: int = 80,
-    *,
     img_size: int | Sequence[int] = 512,
     drop_path_rate: float | None = None,
+    recompute: bool = False,
     channels: int = 256,
     fc_channels: int = 1024,
     selection: Selection | None = None,
-    **backbone: Any,
 ) -> MaskRCNN:
     """Build a Mask R-CNN by name.
 
     Args:
         variant: one of ``MODELS``, such as ``mask_rcnn_vheat_tiny``.
-        num_classes: classes without the background.
-        img_size: int or (height, width) in pixels that the frequency embeddings are made for.
-        drop_path_rate: stochastic depth; None takes the rate of the published 1x schedule.
-        channels, fc_channels, selection: see :class:`MaskRCNN`.
-        **backbone: further arguments of :class:`paddle_vheat.models.VHeat` (``in_channels``, ``recompute``).
+        num_classes, channels, fc_channels, selection: see :class:`MaskRCNN`.
+        img_size, drop_path_rate, recompute: see :class:`paddle_vheat.models.VHeat`; None takes the rate of the
+            published 1x schedule.
 
     Raises:
         ValueError: for an unknown name.
     """
     if variant not in MODELS:
-        from paddle_vheat.models.registry import unknown_name
-
         raise ValueError(f"build_mask_rcnn: {unknown_name('model', variant, list(MODELS))}")
-    name = MODELS[variant]
-    rate = DROP_PATH_RATES[name] if drop_path_rate is None else drop_path_rate
-    described = VARIANTS[name]
-    network = VHeat(
-        embed_dim=described.embed_dim,
-        depths=described.depths,
-        post_norm=described.post_norm,
-        layer_scale=described.layer_scale,
-        drop_path_rate=rate,
-        img_size=img_size,
-        out_norms=True,
-        **backbone,
-    )
-    return MaskRCNN(num_classes, network, channels, fc_channels, selection)
+    options = asdict(VARIANTS[MODELS[variant]])
+    options["drop_path_rate"] = DROP_PATH_RATES[MODELS[variant]] if drop_path_rate is None else drop_path_rate
+    backbone = VHeat(**options, img_size=img_size, recompute=recompute, out_norms=True)
+    return MaskRCNN(num_classes, backbone, channels, fc_channels, selection)

@@ -62,7 +62,7 @@ def _best(scores: Tensor, count: int) -> Tensor:
 @paddle.no_grad()
 def select_proposals(
     scores: Sequence[Tensor], deltas: Sequence[Tensor], sizes: Tensor, per_level: int, count: int
-) -> list[tuple[Tensor, Tensor]]:
+) -> list[Tensor]:
     """The boxes that the second stage looks at.
 
     Args:
@@ -72,8 +72,8 @@ def select_proposals(
         count: how many boxes are kept after the suppression within each level.
 
     Returns:
-        For each image, boxes (n, 4) and scores (n,), best first, with n from 1 to ``count``: if no box has a
-        positive area (which untrained weights may bring about), one of none is given, with the score -1.
+        For each image boxes (n, 4), best first, with n from 1 to ``count``: if no box has a positive area (which
+        untrained weights may bring about), one without area is given.
     """
     strides = STRIDES[: len(scores)]
     anchors = [_anchors(level, stride) for level, stride in zip(scores, strides)]
@@ -87,7 +87,7 @@ def select_proposals(
 
 def _proposals_of_image(
     anchors: Sequence[Tensor], scores: Sequence[Tensor], deltas: Sequence[Tensor], size: Tensor, per_level: int, n: int
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     best = [_best(level, per_level) for level in scores]
     score = paddle.concat([paddle.gather(level, index) for level, index in zip(scores, best)])
     anchor = paddle.concat([paddle.gather(level, index) for level, index in zip(anchors, best)])
@@ -98,9 +98,8 @@ def _proposals_of_image(
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1).astype("float32")
     boxes, score = boxes * has_area.unsqueeze(1), score * has_area + (has_area - 1)
     kept = grouped_nms(boxes, score, level, NMS_THRESHOLD)[:n]
-    score = paddle.gather(score, kept)
-    valid = (score >= 0).astype("int64").sum().clip(min=1)
-    return paddle.gather(boxes, kept)[:valid], score[:valid]
+    valid = (paddle.gather(score, kept) >= 0).astype("int64").sum().clip(min=1)
+    return paddle.gather(boxes, kept[:valid])
 
 
 def rpn_losses(
