@@ -17,6 +17,8 @@ MAX_LOG_RATIO = math.log(1000 / 16)  # a decoded side differs from its anchor's 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of every box of ``a`` (n, 4) with every one of ``b`` (m, 4): (n, m)."""
+    if a.shape[0] == 0:
+        return paddle.zeros([0, b.shape[0]])  # Paddle 2.6 computes with nothing that is empty
     ax1, ay1, ax2, ay2 = a.unsqueeze(1).unbind(2)
     bx1, by1, bx2, by2 = b.unsqueeze(0).unbind(2)
     width = (paddle.minimum(ax2, bx2) - paddle.maximum(ax1, bx1)).clip(min=0)

@@ -167,10 +167,11 @@ def select_detections(
     classes = scores.shape[1] - 1
     probabilities = F.softmax(scores, axis=1)[:, :classes].flatten()
     chosen = paddle.nonzero(probabilities > threshold).flatten()
+    # One more, void, so that nothing is ever empty.
+    real = paddle.concat([paddle.ones_like(chosen), paddle.zeros([1], "int64")]).astype("float32")
+    chosen = paddle.concat([chosen, paddle.zeros([1], "int64")])
     proposal, label = paddle.floor_divide(chosen, paddle.full([], classes, "int64")), chosen % classes
     found = decode(paddle.gather(boxes, proposal), paddle.gather(deltas.reshape([-1, 4]), chosen), STD, size)
-    found = paddle.concat([found, paddle.zeros([1, 4])])
-    score = paddle.concat([paddle.gather(probabilities, chosen), paddle.zeros([1])])
-    label = paddle.concat([label, paddle.zeros([1], "int64")])
+    found, score = found * real.unsqueeze(1), paddle.gather(probabilities, chosen) * real
     kept = grouped_nms(found, score, label.astype("float32"), NMS_THRESHOLD)[:count]
     return paddle.gather(found, kept), paddle.gather(score, kept), paddle.gather(label, kept)

@@ -176,7 +176,7 @@ def exported(network, folder, height=None, width=None):
 
 
 @pytest.mark.filterwarnings("ignore:Value do not have 'place'", "ignore:The Attr")
-@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("folded", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_one_program_for_paddle_inference(model, tmp_path, folded):
     data = golden("maskrcnn_micro")
     expected = {case: model.predict(*of_first(data, case))[0] for case in CASES}
