@@ -1,28 +1,152 @@
-"""Writing files whole or not at all."""
+"""Writing files and folders whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
+import shutil
+import socket
 import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from paddle_vheat.errors import UserError
 
-def write_atomically(path: str | Path, write: Any) -> None:
+_OLD = 24 * 3600  # seconds after which a temporary folder of another computer is a dead process's
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Inside, a system's error that names no file, such as a full disk's, is raised with this file's name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+
+
+def write_atomically(path: str | Path, write: Callable[[str], Any]) -> None:
     """Call ``write(temporary path)``, flush the result to disk and move it to ``path``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        with naming(path):
+            write(temporary)
+            sync(temporary)
         os.chmod(temporary, 0o666 & ~_umask())  # as any new file's; mkstemp made it the user's alone
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def replace_folder(folder: str | Path, write: Callable[[Path], Any]) -> None:
+    """Fill a folder by ``write(temporary folder)`` and put it in the place of ``folder`` in one step.
+
+    A symbolic link stays one: what it points to is replaced. What dead processes left of earlier calls is removed.
+    """
+    folder = Path(os.path.realpath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder)
+    temporary = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        write(temporary)
+        for path in temporary.iterdir():
+            sync(path)
+        aside = _aside(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, aside)
+        try:
+            os.replace(temporary, folder)
+        except BaseException:
+            if aside.exists():
+                os.replace(aside, folder)
+            raise
+        sync(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed calls of :func:`replace_folder` left beside ``folder``, and finish or undo their exchange."""
+    aside = _aside(folder)
+    if aside.exists():
+        if folder.exists():
+            shutil.rmtree(aside)
+        else:  # killed between the two renames
+            os.replace(aside, folder)
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(?P<host>.+)\.(?P<process>\d+)\.tmp")
+    for path in folder.parent.iterdir():
+        found = pattern.fullmatch(path.name)
+        if found is not None and not _may_be_alive(found["host"], int(found["process"]), path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _may_be_alive(host: str, process: int, path: Path) -> bool:
+    if host != socket.gethostname():
+        with contextlib.suppress(OSError):
+            return time.time() - path.stat().st_mtime < _OLD
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return process != os.getpid()  # one call at a time in a process: of the own there is none yet
+
+
+def sync(path: str | Path) -> None:
+    """Have a file or folder written to the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_disk(folder: Path) -> None:
+    """Raise the system's error if no file can be written into a folder; libraries hide it, or go on without a word."""
+    with naming(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_output(path: str, name: str) -> None:
+    """Raise a UserError if a file cannot be written there, before time is spent; ``name`` is the option's."""
+    folder = Path(path).expanduser().parent
+    if not folder.is_dir():
+        raise UserError(f"{name} {path}: there is no folder {folder}")
+    if Path(path).is_dir():
+        raise UserError(f"{name} {path}: is a folder")
+
+
+def write_output(path: str, text: str) -> None:
+    """Write a text file whole or not at all; into what is no regular file (a pipe, a device) as it comes."""
+    target = Path(path).expanduser()
+    if target.exists() and not target.is_file():
+        with naming(target), target.open("w", encoding="utf-8") as file:  # replacing it would remove the device
+            file.write(text)
+        return
+    write_atomically(
+        Path(os.path.realpath(target)), lambda temporary: Path(temporary).write_text(text, encoding="utf-8")
+    )
 
 
 def _umask() -> int:

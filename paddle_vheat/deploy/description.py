@@ -2,173 +2,225 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-import yaml
-
-from paddle_vheat.config import ConfigError, did_you_mean
+from paddle_vheat.config.options import option, read_options, short
+from paddle_vheat.config.read import read_yaml
+from paddle_vheat.data.image_file import MAX_PIXELS
 from paddle_vheat.deploy.runtimes import ONEDNN_NAMES
+from paddle_vheat.errors import ConfigError, MissingFileError
 
-TASKS = ("segmentation", "classification")
-OUTPUT_OPS = ("argmax", "softmax", "none")
-OUTPUT_NAMES = {"argmax": "classes", "softmax": "probabilities", "none": "logits"}  # of the ONNX graph
-INPUT_NAME = "x"
+T = TypeVar("T")
+Shape = tuple[Any, ...]  # N, C, H, W; None for what is decided at run time
+
+FILE = "deploy.yaml"
+MAX_BATCH = 4096
+DTYPES = ("float32", "float16", "int32", "int64", "uint8", "bool")
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """An input or output of a program: name, length (None: any) and name of each axis, dtype."""
+
+    name: str = option(str)
+    shape: tuple[int | None, ...] = option(list, items=int, min=-1)
+    axes: tuple[str, ...] = option(list, items=str)
+    dtype: str = option(str, "float32", choices=DTYPES)
+
+    def __str__(self) -> str:
+        sizes = [axis if length is None else str(length) for axis, length in zip(self.axes, self.shape)]
+        return f"{self.name} {self.dtype} [{', '.join(sizes)}]"
+
+    def plain(self) -> dict[str, Any]:
+        """For YAML, with -1 for any length."""
+        shape = [-1 if length is None else length for length in self.shape]
+        return {"name": self.name, "dtype": self.dtype, "axes": list(self.axes), "shape": shape}
+
+
+class Signature(NamedTuple):
+    """What a program takes and gives, in order."""
+
+    inputs: tuple[Tensors, ...]
+    outputs: tuple[Tensors, ...]
+
+    def __str__(self) -> str:
+        return f"{'; '.join(map(str, self.inputs))} -> {'; '.join(map(str, self.outputs))}"
 
 
 @dataclass(frozen=True)
 class Description:
-    """The contents of ``deploy.yaml``, checked.
+    """The contents of ``deploy.yaml``, checked but for what is the task's.
 
     Attributes:
-        folder: where it lies.
-        task: "segmentation" or "classification".
-        transforms: PaddleSeg's list of {type: ..., ...}, or PaddleClas' list of {name: arguments}.
-        input_shape: N C H W, -1 for what is decided at run time (H and W both or neither).
-        output_op: "argmax", "softmax" or "none".
-        class_names: one for each class.
-        palette: RGB of each class, for pictures; segmentation only.
-        model, params: file names of the Paddle export, None if there is none.
-        onnx: file name of the ONNX export, None if there is none.
+        path: the file itself.
+        task: name of the task, whose processor prepares images and makes predictions of outputs.
+        transforms: of evaluation, as the task's configuration has them.
+        input_shape: N C H W, None for what is decided at run time (H and W both or neither).
+        min_size: smallest height and width in pixels that the model takes.
+        options: what the task's processor needs to know; :meth:`read` checks them.
+        model, params, onnx: file names of the Paddle and ONNX programs, by the program's name.
+        programs: what was exported, by the program's name; {} in exports of before there could be several.
         onednn: how much of oneDNN gave the right results when the export was checked: "full", "reduced" or "off".
         checked_on: versions of the runtimes that the export was checked with, by package name.
-        min_size: smallest height and width in pixels that the model takes.
     """
 
-    folder: Path
+    path: Path
     task: str
     transforms: list[dict[str, Any]]
-    input_shape: tuple[int, int, int, int]
-    output_op: str
-    class_names: list[str]
-    palette: list[list[int]] | None
-    model: str | None
-    params: str | None
-    onnx: str | None
+    input_shape: Shape
+    min_size: int
+    options: dict[str, Any]
+    options_at: str
+    model: dict[str, str]
+    params: dict[str, str]
+    onnx: dict[str, str]
+    programs: dict[str, Signature]
     onednn: str
     checked_on: dict[str, str]
-    min_size: int
 
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) of the images that the model takes; None if any."""
         _, _, height, width = self.input_shape
-        return None if height < 0 else (height, width)
+        return None if height is None else (height, width)
+
+    def read(self, kind: type[T]) -> T:
+        """The task's options as a dataclass of :func:`paddle_vheat.config.option` fields."""
+        problems: list[str] = []
+        options = read_options(kind, self.options, self.options_at, problems)
+        if options is None:
+            raise self.error(*problems)
+        return options
+
+    def error(self, *problems: str) -> ConfigError:
+        """What is wrong with the file, one text for each mistake, which names the key."""
+        return _error(self.path, problems)
 
 
-class _Reader:
-    """Takes values out of the block, with an error that names the file and the key."""
-
-    def __init__(self, path: Path, block: dict[str, Any]) -> None:
-        self.path, self.block = path, block
-
-    def fail(self, key: str, expected: str, hint: str = "") -> ConfigError:
-        got = f"got {self.block[key]!r}" if key in self.block else "it is not there"
-        return ConfigError(f"{self.path}: 'Deploy.{key}' must be {expected}, {got}{hint}")
-
-    def choice(self, key: str, known: tuple[str, ...]) -> str:
-        value = self.block.get(key)
-        if not isinstance(value, str) or value not in known:
-            hint = did_you_mean(value, known) if isinstance(value, str) else ""
-            raise self.fail(key, f"one of {', '.join(known)}", hint)
-        return value
-
-    def checked(self, key: str, expected: str, right: Any, default: Any = None) -> Any:
-        value = self.block.get(key, default)
-        if not right(value):
-            raise self.fail(key, expected)
-        return value
-
-    def file(self, key: str) -> str | None:
-        name = self.block.get(key)
-        if name is None:
-            return None
-        # The file may come from anywhere: it may name nothing outside its folder.
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise self.fail(key, "the name of a file beside it")
-        if not (self.path.parent / name).is_file():
-            raise FileNotFoundError(f"{self.path}: 'Deploy.{key}' names {name}, and there is no such file beside it")
-        return name
+@dataclass(frozen=True)
+class _Program:
+    inputs: list[Tensors] = option(list, items=Tensors)
+    outputs: list[Tensors] = option(list, items=Tensors)
 
 
-def _onednn(read: _Reader) -> str:
-    # Exports of before there was a reduced one have true or false; so has `off` in YAML without quotes.
-    if isinstance(read.block.get("onednn", False), bool):
-        return "full" if read.block.get("onednn") else "off"
-    return read.choice("onednn", tuple(ONEDNN_NAMES))
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_shape(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) != 4 or not all(_whole(v) and (v == -1 or v > 0) for v in value):
-        return False
-    return value[1] > 0 and (value[2] > 0) == (value[3] > 0)
-
-
-def _is_palette(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, list)
-        and all(isinstance(c, list) and len(c) == 3 and all(_whole(v) and 0 <= v <= 255 for v in c) for c in value)
-    )
-
-
-def _strings(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+@dataclass(frozen=True)
+class _Deploy:
+    task: str = option(str)
+    input_shape: list[int] = option(list, items=int, length=4, min=-1)
+    options: dict[str, Any] = option(dict)
+    transforms: list[dict[str, Any]] = option(list, [], items=dict)
+    programs: dict[str, Any] = option(dict, {})
+    model: dict[str, str] = option(dict, {})
+    params: dict[str, str] = option(dict, {})
+    onnx: dict[str, str] = option(dict, {})
+    opset: int | None = option(int, None)
+    min_size: int = option(int, 1, min=1, max=MAX_PIXELS)
+    onednn: str = option(str, "off", choices=tuple(ONEDNN_NAMES))
+    checked_on: dict[str, str] = option(dict, {})
 
 
 def read_description(folder: str | Path) -> Description:
     """Read and check ``deploy.yaml`` of an exported model.
 
     Raises:
-        FileNotFoundError: if the folder, ``deploy.yaml`` or a file that it names is not there.
+        FileNotFoundError: if the folder, ``deploy.yaml`` or a file that it names is missing.
         ConfigError: for what is not valid, naming the file and the key.
     """
-    path = Path(folder) / "deploy.yaml"
+    path = Path(folder) / FILE
     if not path.is_file():
-        what = "no deploy.yaml in it" if path.parent.is_dir() else "no such folder"
+        what = f"no {FILE} in it" if path.parent.is_dir() else "no such folder"
         raise FileNotFoundError(f"{folder}: {what}; give the folder that export.py wrote")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    block = content.get("Deploy") if isinstance(content, dict) else None
+    block = read_yaml(path).get("Deploy")
     if not isinstance(block, dict):
         raise ConfigError(f"{path}: no block 'Deploy'")
     if "task" not in block and "transforms" in block:
         raise ConfigError(f"{path}: no 'Deploy.task'; an older version or another program wrote it: export again")
-    read = _Reader(path, block)
-    described = Description(
-        folder=path.parent,
-        task=read.choice("task", TASKS),
-        transforms=read.checked(
-            "transforms",
-            "a list of blocks",
-            lambda v: isinstance(v, list) and all(isinstance(item, dict) for item in v),
-        ),
-        input_shape=tuple(read.checked("input_shape", "[N, C, H, W], -1 for what is decided at run time", _is_shape)),
-        output_op=read.choice("output_op", OUTPUT_OPS),
-        class_names=read.checked("class_names", "a list of names", _strings),
-        palette=read.checked("palette", "a list of [red, green, blue], 0 to 255", _is_palette),
-        model=read.file("model"),
-        params=read.file("params"),
-        onnx=read.file("onnx"),
-        onednn=_onednn(read),
-        checked_on=read.checked(
-            "checked_on",
-            "package names and versions",
-            lambda v: isinstance(v, dict) and all(isinstance(item, str) for pair in v.items() for item in pair),
-            {},
-        ),
-        min_size=read.checked("min_size", "a number of pixels", lambda v: _whole(v) and v > 0, 1),
-    )
-    if described.task == "segmentation" and len(described.palette or []) != len(described.class_names):
-        raise read.fail("palette", f"the colours of {len(described.class_names)} classes")
-    if (described.model is None) != (described.params is None):
-        raise ConfigError(f"{path}: 'Deploy.model' and 'Deploy.params' belong together, and one is missing")
-    if described.model is None and described.onnx is None:
-        raise ConfigError(f"{path}: names no model: neither 'Deploy.model' nor 'Deploy.onnx'")
-    return described
+    block, options_at = _in_this_layout(block)
+    problems: list[str] = []
+    deploy = read_options(_Deploy, block, "Deploy", problems)
+    if deploy is not None:
+        problems += _shape_problems(deploy.input_shape) + _file_problems(path, deploy)
+        if not all(isinstance(text, str) for pair in deploy.checked_on.items() for text in pair):
+            problems.append(f"'Deploy.checked_on' must be package names and versions, got {short(deploy.checked_on)}")
+        programs = {name: _signature(program, f"Deploy.programs.{name}", problems)
+                    for name, program in deploy.programs.items()}  # fmt: skip
+    if problems or deploy is None:
+        raise _error(path, problems)
+    taken = {field.name: getattr(deploy, field.name) for field in dataclasses.fields(deploy) if field.name != "opset"}
+    shape = _free(deploy.input_shape)
+    return Description(path=path, options_at=options_at, **{**taken, "input_shape": shape, "programs": programs})
+
+
+def _error(path: Path, problems: Sequence[str]) -> ConfigError:
+    kind = MissingFileError if any("no such file" in problem for problem in problems) else ConfigError
+    return kind(f"{path}: {problems[0]}") if len(problems) == 1 else kind(str(path), problems)
+
+
+def _in_this_layout(block: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The block with every file under its program's name, and the task's options in one block; where that is from."""
+    block = dict(block)
+    for key in ("model", "params", "onnx"):
+        if isinstance(block.get(key), str):
+            block[key] = {"model": block[key]}
+    if isinstance(block.get("onednn"), bool):  # of before there was a reduced one, or `off` without quotes
+        block["onednn"] = "full" if block["onednn"] else "off"
+    if "options" in block:
+        return block, "Deploy.options"
+    block.pop("output_dtype", None)
+    options = {key: block.pop(key) for key in ("output_op", "num_classes", "class_names", "palette") if key in block}
+    return {**block, "options": options}, "Deploy"
+
+
+def _free(shape: Iterable[int]) -> Shape:
+    return tuple(None if length < 0 else length for length in shape)
+
+
+def _signature(program: Any, where: str, problems: list[str]) -> Signature:
+    read = read_options(_Program, program, where, problems)
+    if read is None:
+        return Signature((), ())
+    sides = [
+        tuple(dataclasses.replace(tensors, shape=_free(tensors.shape), axes=tuple(tensors.axes)) for tensors in side)
+        for side in (read.inputs, read.outputs)
+    ]
+    if any(len(tensors.shape) != len(tensors.axes) for side in sides for tensors in side):
+        problems.append(f"'{where}' must have one name in 'axes' for each length in 'shape'")
+    return Signature(*sides)
+
+
+def _shape_problems(shape: list[int]) -> list[str]:
+    batch, channels, height, width = shape
+    if 0 in shape or channels < 0 or (height < 0) != (width < 0):
+        return [f"'Deploy.input_shape' must be [N, C, H, W], -1 for what is decided at run time, got {shape}"]
+    problem = size_problem(shape)
+    return [f"'Deploy.input_shape' {problem}"] if problem else []
+
+
+def size_problem(shape: Iterable[int]) -> str:
+    """What is wrong with [N, C, H, W] (-1: free) that no memory holds; "" if it is fine."""
+    batch, *sides = (max(length, 1) for length in shape)
+    if batch > MAX_BATCH or batch * math.prod(sides[1:]) > MAX_PIXELS or sides[0] > MAX_BATCH:
+        return f"is {list(shape)}; at most {MAX_BATCH} images and channels and {MAX_PIXELS} pixels can be taken"
+    return ""
+
+
+def _file_problems(path: Path, deploy: _Deploy) -> list[str]:
+    problems = []
+    for key in ("model", "params", "onnx"):
+        for name in getattr(deploy, key).values():
+            # The file may come from anywhere: it may name nothing outside its folder.
+            if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+                problems.append(f"'Deploy.{key}' must be the name of a file beside it, got {short(name)}")
+            elif not os.path.isfile(path.parent / name):
+                problems.append(f"'Deploy.{key}' names {short(name)}, and there is no such file beside it")
+    if deploy.model.keys() != deploy.params.keys():
+        problems.append("'Deploy.model' and 'Deploy.params' belong together, and one is missing")
+    if not deploy.model and not deploy.onnx:
+        problems.append("names no model: neither 'Deploy.model' nor 'Deploy.onnx'")
+    return problems

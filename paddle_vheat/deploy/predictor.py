@@ -1,8 +1,9 @@
-"""From pictures to classes with an exported model."""
+"""From pictures to predictions with an exported model."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import numpy as np
 
 from paddle_vheat.deploy import runtimes
 from paddle_vheat.deploy.description import Description, read_description
-from paddle_vheat.deploy.transforms import ClassificationInput, SegmentationInput, Undo, resize
+from paddle_vheat.deploy.processor import Outputs, Prediction, Processor, make_processor
+from paddle_vheat.errors import UserError
 
 RUNTIMES = ("auto", "paddle", "onnx")
-TOP = 5
 
 
 class Predictor:
@@ -23,7 +24,7 @@ class Predictor:
 
     Args:
         folder: what ``export.py`` wrote.
-        runtime: "paddle", "onnx", or "auto": ONNX Runtime if the folder has ``model.onnx`` and it is installed, else
+        runtime: "paddle", "onnx", or "auto": ONNX Runtime if the folder has an ONNX model and it is installed, else
             Paddle Inference. With Paddle on a CPU, oneDNN, full or reduced, is used only if the export was checked with
             it, on the version of Paddle that is installed, and found right.
         threads: of the CPU for one call; default all cores.
@@ -31,7 +32,7 @@ class Predictor:
         precision: "fp32" or, on a GPU, "fp16".
         tensorrt: True, or a dict of options, as the runtime documents them; GPU only.
         resize: what an export of fixed size does with an image that has another size after the transforms: True
-            resizes it (bilinearly, its shape is not kept) and the result back, False makes it an error.
+            brings it to that size, as the task does it, and the result back, False makes it an error.
 
     Attributes:
         description: the contents of ``deploy.yaml``.
@@ -41,7 +42,8 @@ class Predictor:
     Raises:
         FileNotFoundError: if the folder or a file in it is missing.
         ConfigError: if ``deploy.yaml`` is not valid, or has transforms that are not known here.
-        ValueError: for options that cannot be, or a runtime that is not there.
+        ValueError: for options that cannot be, a runtime that is not there, and files that are not what ``deploy.yaml``
+            says.
     """
 
     def __init__(
@@ -58,22 +60,15 @@ class Predictor:
         runtimes.check_options(device, precision, tensorrt, threads)
         self.description = read_description(folder)
         self._resize = resize
-        source = f"{self.description.folder / 'deploy.yaml'}: 'Deploy.transforms'"
-        prepare = SegmentationInput if self.description.task == "segmentation" else ClassificationInput
-        self._prepare = prepare(self.description.transforms, self.description.input_shape[1], source)
-        options: dict[str, Any] = {"device": device, "precision": precision, "tensorrt": tensorrt, "threads": threads}
+        self._processor = make_processor(self.description)
         self._lock = threading.Lock()
-        if choose_runtime(self.description, runtime, device) == "onnx":
-            self.runtime = "ONNX Runtime"
-            assert self.description.onnx is not None
-            self._run = runtimes.load_onnx(self.description.folder / self.description.onnx, **options)
-            return
-        onednn = safe_onednn(self.description) if device == "cpu" else "off"
-        self.runtime = runtimes.ONEDNN_NAMES[onednn]
-        assert self.description.model is not None
-        assert self.description.params is not None
-        files = [self.description.folder / name for name in (self.description.model, self.description.params)]
-        self._run = runtimes.load_paddle(*files, onednn=onednn, **options)
+        chosen = choose_runtime(self.description, runtime, device)
+        onednn = safe_onednn(self.description) if chosen == "paddle" and device == "cpu" else "off"
+        self.runtime = runtimes.ONNX_NAME if chosen == "onnx" else runtimes.ONEDNN_NAMES[onednn]
+        options: dict[str, Any] = {"device": device, "precision": precision, "tensorrt": tensorrt, "threads": threads}
+        self._programs = runtimes.load_programs(
+            self.description, self._processor.programs, chosen, onednn=onednn, **options
+        )
 
     def predict(self, image: Any) -> Any:
         """Predict one image or a list of them.
@@ -88,110 +83,76 @@ class Predictor:
             then choose, and with ``none`` the result is the evaluation's.
             Classification: the five likeliest classes, best first, each {"class": index, "name": its name, "score":
             probability}; with an export of ``argmax``, the best one alone, its score None.
-            For a list, a list of these.
+            Another task: the ``value`` of its predictions. For a list, a list of these.
 
         Raises:
             ValueError: for an image that cannot be decoded or taken.
         """
-        if not isinstance(image, (list, tuple)):
-            return self.predict([image])[0]
-        if not image:
+        if isinstance(image, (list, tuple)):
+            return [prediction.value for prediction in self.predictions(image)]
+        return self.predictions([image])[0].value
+
+    def predictions(self, images: Sequence[Any]) -> list[Prediction]:
+        """As :meth:`predict` for a list, with what can be drawn or written of each (``value``, ``draw``, ...)."""
+        if not images:
             return []
-        inputs, undos = zip(*(self._fit(*self._prepare(item)) for item in image))
+        inputs, contexts = zip(*(self._prepare(image) for image in images))
         sizes = sorted({array.shape[1:] for array in inputs})
         if len(sizes) > 1:
             found = ", ".join(f"{h} x {w}" for h, w in sizes)
-            raise ValueError(
-                f"images of one call must have one size after the transforms, got {found} (height x width)"
-            )
-        outputs = self._run_batches(np.stack(inputs))
-        if self.description.task == "segmentation":
-            return [self._class_map(output, undo) for output, undo in zip(outputs, undos)]
-        return [self._top(output) for output in outputs]
-
-    def _fit(self, array: np.ndarray, undo: Undo) -> tuple[np.ndarray, Undo]:
-        """The input (C, h, w) at a size that the model takes."""
-        size, given = self.description.size, (int(array.shape[1]), int(array.shape[2]))
-        if size is None:
-            least = self.description.min_size
-            if min(given) < least:
-                raise ValueError(f"the model needs at least {least} pixels a side, got {given[0]} x {given[1]}")
-            return array, undo
-        if given == size:
-            return array, undo
-        if not self._resize:
-            raise ValueError(
-                f"the model was exported for {size[0]} x {size[1]} (height x width), the image has {given[0]} x "
-                f"{given[1]} after the transforms, and resize is False"
-            )
-        fitted = np.stack([resize(plane, *size) for plane in array])
-        return fitted, [*undo, ("resize", given)]
-
-    def _run_batches(self, batch: np.ndarray) -> np.ndarray:
-        """Run the model; where its batch size is fixed, in batches of that size, the last one filled up."""
-        fixed = self.description.input_shape[0]
+            raise UserError(f"images of one call must have one size after the transforms, got {found} (height x width)")
         with self._lock:
-            if fixed < 0:
-                return self._run(batch)
-            outputs = []
-            for start in range(0, len(batch), fixed):
-                part = batch[start : start + fixed]
-                filled = np.concatenate([part, np.repeat(part[-1:], fixed - len(part), axis=0)])
-                outputs.append(self._run(filled)[: len(part)])
-        return np.concatenate(outputs)
+            outputs = list(self._run(np.stack(inputs)))
+        return [self._processor.finish(output, context) for output, context in zip(outputs, contexts)]
 
-    def _class_map(self, output: np.ndarray, undo: Undo) -> np.ndarray:
-        """Class of every pixel of the original image from the model's (h, w) or (classes, h, w)."""
-        if output.ndim == 2:
-            return restore(output.astype(np.int32), undo, "NEAREST")
-        # Class by class, so that the scores of all classes at the size of a large image need not be held at once.
-        best = restore(output[0], undo, "LINEAR").copy()
-        classes = np.zeros(best.shape, np.int32)
-        for i, plane in enumerate(output[1:], start=1):
-            scores = restore(plane, undo, "LINEAR")
-            better = scores > best
-            classes[better] = i
-            np.maximum(best, scores, out=best)
-        return classes
+    def _prepare(self, image: Any) -> tuple[np.ndarray, Any]:
+        return prepare(image, self.description, self._processor, self._resize)
 
-    def _top(self, output: np.ndarray) -> list[dict[str, Any]]:
-        names = self.description.class_names
-        if output.ndim == 0:
-            return [{"class": int(output), "name": names[int(output)], "score": None}]
-        if len(output) != len(names):
-            raise ValueError(f"the model gives {len(output)} classes, 'Deploy.class_names' has {len(names)}")
-        scores = output
-        if self.description.output_op == "none":
-            shifted = np.exp(output - output.max())
-            scores = shifted / shifted.sum()
-        best = np.argsort(-scores, kind="stable")[:TOP]
-        return [{"class": int(i), "name": names[i], "score": float(scores[i])} for i in best]
+    def _run(self, batch: np.ndarray) -> Iterator[Outputs]:
+        """The outputs for each image; a model of fixed batch size runs in such batches, the last one filled up."""
+        size = self.description.input_shape[0] or len(batch)
+        for start in range(0, len(batch), size):
+            part = batch[start : start + size]
+            filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            outputs = self._processor.run(self._programs, filled)
+            yield from ({name: output[i] for name, output in outputs.items()} for i in range(len(part)))
 
 
-def restore(plane: np.ndarray, undo: Undo, interpolation: str) -> np.ndarray:
-    """What the model gives for each position, (h, w), at the size of the image before the transforms."""
-    for kind, (height, width) in reversed(undo):
-        if kind == "padding":
-            plane = plane[:height, :width]
-        elif plane.shape != (height, width):
-            plane = resize(np.ascontiguousarray(plane), height, width, interpolation)
-    return plane
+def prepare(image: Any, description: Description, processor: Processor, resize: bool = True) -> tuple[np.ndarray, Any]:
+    """The input (C, h, w) for an image, at a size that the model takes, and what the processor's ``finish`` needs.
+
+    Raises:
+        ValueError: for an image that cannot be decoded or taken.
+    """
+    array, context = processor.prepare(image)
+    size, given = description.size, (int(array.shape[1]), int(array.shape[2]))
+    if size is None:
+        smallest = description.min_size
+        if min(given) < smallest:
+            raise UserError(f"the model needs at least {smallest} pixels a side, got {given[0]} x {given[1]}")
+        return array, context
+    if given == size:
+        return array, context
+    if not resize:
+        raise UserError(
+            f"the model was exported for {size[0]} x {size[1]} (height x width), the image has {given[0]} x "
+            f"{given[1]} after the transforms, and resize is False"
+        )
+    return processor.fit(array, size, context)
 
 
 def choose_runtime(description: Description, wanted: str, device: str = "cpu") -> str:
     """ "paddle" or "onnx" for what is asked for, what is exported and what is installed."""
     if wanted not in RUNTIMES:
-        raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {wanted!r}")
-    exported = [n for n, file in (("onnx", description.onnx), ("paddle", description.model)) if file is not None]
-    folder, packages = description.folder, {"onnx": "onnxruntime", "paddle": "paddle"}
+        raise UserError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {wanted!r}")
+    exported = [name for name, files in (("onnx", description.onnx), ("paddle", description.model)) if files]
+    folder, packages = description.path.parent, {"onnx": "onnxruntime", "paddle": "paddle"}
     if wanted != "auto" and wanted not in exported:
-        raise ValueError(
-            f"{folder}: holds no {wanted} model, only {exported[0]}; export with --format {wanted} or both"
-        )
+        raise UserError(f"{folder}: holds no {wanted} model, only {exported[0]}; export with --format {wanted} or both")
     candidates = exported if wanted == "auto" else [wanted]
     installed = [name for name in candidates if runtimes.is_installed(packages[name])]
     if not installed:
-        raise ValueError(f"{folder}: to run it, install {' or '.join(packages[name] for name in candidates)}")
+        raise UserError(f"{folder}: to run it, install {' or '.join(packages[name] for name in candidates)}")
     if installed == ["onnx", "paddle"] and device != "cpu" and not runtimes.onnx_sees_gpu():
         return "paddle"
     return installed[0]

@@ -1,4 +1,4 @@
-"""Paddle Inference and ONNX Runtime behind one face: a function from an array to an array.
+"""Paddle Inference and ONNX Runtime behind one face: a function from arrays to arrays by name.
 
 The options for GPUs and TensorRT are written from the libraries' documentation and were not run by us.
 """
@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from paddle_vheat.cpu import count_cores
+from paddle_vheat.errors import UserError
 
-Run = Callable[[np.ndarray], np.ndarray]
+if TYPE_CHECKING:
+    from paddle_vheat.deploy.description import Description, Signature, Tensors
+
+Run = Callable[..., dict[str, np.ndarray]]
+"""Input arrays in order -> outputs by name."""
 
 PRECISIONS = ("fp32", "fp16")
 # How much of oneDNN, and what Paddle Inference is called with it.
@@ -29,14 +34,16 @@ ONEDNN_NAMES = {
 # Each Paddle ignores the name that it does not know: the last one is what 2.6 calls the first.
 ONEDNN_LEFT_OUT = ("onednn_placement_pass", "operator_reshape_onednn_fuse_pass", "mkldnn_placement_pass")
 GPU_MEMORY_MB = 500  # Paddle's first allocation; it grows
+ONNX_NAME = "ONNX Runtime"
 ONNX_ERRORS_ONLY = 3
+_ONNX_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 
 
 def parse_device(device: str) -> int | None:
     """Index of a GPU ("gpu" is "gpu:0"); None for "cpu"."""
     match = re.fullmatch(r"cpu|gpu(?::(\d+))?", device)
     if match is None:
-        raise ValueError(f"device: expected 'cpu', 'gpu' or 'gpu:1', got {device!r}")
+        raise UserError(f"device: expected 'cpu', 'gpu' or 'gpu:1', got {device!r}")
     return None if device == "cpu" else int(match[1] or 0)
 
 
@@ -44,14 +51,14 @@ def check_options(device: str, precision: str, tensorrt: bool | dict[str, Any], 
     """Raise a ValueError for options that cannot be, before anything is loaded."""
     gpu = parse_device(device)
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+        raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     if not isinstance(tensorrt, (bool, dict)):
-        raise ValueError(f"tensorrt: expected True, False or a dict of options, got {tensorrt!r}")
+        raise UserError(f"tensorrt: expected True, False or a dict of options, got {tensorrt!r}")
     wants_tensorrt = tensorrt is not False
     if gpu is None and (wants_tensorrt or precision != "fp32"):
-        raise ValueError("tensorrt and precision are for GPUs; give device='gpu' as well")
+        raise UserError("tensorrt and precision are for GPUs; give device='gpu' as well")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads: expected a positive whole number, got {threads!r}")
+        raise UserError(f"threads: expected a positive integer, got {threads!r}")
 
 
 def is_installed(package: str) -> bool:
@@ -71,9 +78,27 @@ def _summary(error: Exception) -> str:
     return (telling or lines or [type(error).__name__])[0][:300]
 
 
+def _cannot_run(model: Path, runtime: str, arrays: Sequence[np.ndarray], error: Exception) -> ValueError:
+    shapes = ", ".join(str(list(array.shape)) for array in arrays)
+    return ValueError(f"{model}: {runtime} cannot run it on {shapes}: {_summary(error)}")
+
+
+def _compare(source: str, declared: Sequence[Tensors], found: Sequence[tuple[str, str, Sequence[Any]]]) -> None:
+    """Raise a ValueError if a program's inputs or outputs, (name, dtype, shape), are not those of ``deploy.yaml``."""
+    right = len(declared) == len(found) and all(
+        (tensors.name, tensors.dtype, len(tensors.shape)) == (name, dtype, len(shape))
+        and not any(isinstance(b, int) and None is not a != b for a, b in zip(tensors.shape, shape))
+        for tensors, (name, dtype, shape) in zip(declared, found)
+    )
+    if not right:
+        has = "; ".join(f"{name} {dtype} [{', '.join(map(str, shape))}]" for name, dtype, shape in found)
+        raise UserError(f"{source}: has {has}, and deploy.yaml means {'; '.join(map(str, declared))}: export again")
+
+
 def load_paddle(
     model: Path,
     params: Path,
+    signature: Signature,
     *,
     onednn: str = "off",
     threads: int | None = None,
@@ -81,10 +106,12 @@ def load_paddle(
     precision: str = "fp32",
     tensorrt: bool | dict[str, Any] = False,
 ) -> Run:
-    """A Paddle export, run by Paddle Inference.
+    """A Paddle program, run by Paddle Inference.
 
     Args:
         model, params: ``model.json`` (``model.pdmodel`` of Paddle 2) and ``model.pdiparams``.
+        signature: what it takes and gives. The files name the inputs only, so that the outputs' dtypes and shapes are
+            compared when it has run.
         onednn: "full", which is wrong or crashes for some graphs on some versions of Paddle, "reduced", which is slower
             and right for more of them, or "off".
         threads: of the CPU; default all cores.
@@ -96,15 +123,15 @@ def load_paddle(
 
     check_options(device, precision, tensorrt, threads)
     if onednn not in ONEDNN_NAMES:
-        raise ValueError(f"onednn: expected one of {', '.join(ONEDNN_NAMES)}, got {onednn!r}")
+        raise UserError(f"onednn: expected one of {', '.join(ONEDNN_NAMES)}, got {onednn!r}")
     gpu = parse_device(device)
     if tensorrt is not False and model.suffix == ".json":
-        raise ValueError(
+        raise UserError(
             "tensorrt: Paddle's enable_tensorrt_engine takes exports of Paddle 2 (.pdmodel); "
             f"for {model.name} use runtime='onnx', or convert it with paddle.tensorrt yourself"
         )
     if gpu is not None and not paddle.is_compiled_with_cuda():
-        raise ValueError(f"device {device!r}: this Paddle is built without CUDA; install paddlepaddle-gpu")
+        raise UserError(f"device {device!r}: this Paddle is built without CUDA; install paddlepaddle-gpu")
     inference = paddle.inference
     config = inference.Config(str(model), str(params))
     config.disable_glog_info()
@@ -124,15 +151,27 @@ def load_paddle(
     try:
         predictor = inference.create_predictor(config)
     except (RuntimeError, ValueError, OSError, SystemError) as error:
-        raise ValueError(f"{model}, {params.name}: Paddle Inference cannot load it: {_summary(error)}") from error
-    source = predictor.get_input_handle(predictor.get_input_names()[0])
-    result = predictor.get_output_handle(predictor.get_output_names()[0])
+        raise UserError(f"{model}, {params.name}: Paddle Inference cannot load it: {_summary(error)}") from error
+    names = sorted(predictor.get_input_names()), len(predictor.get_output_names())
+    if names != (sorted(tensors.name for tensors in signature.inputs), len(signature.outputs)):
+        raise UserError(
+            f"{model}: takes {', '.join(names[0])} and gives {names[1]} outputs, and deploy.yaml means {signature}: "
+            "export again"
+        )
+    sources = [predictor.get_input_handle(tensors.name) for tensors in signature.inputs]
+    results = [predictor.get_output_handle(name) for name in predictor.get_output_names()]
 
-    def run(array: np.ndarray) -> np.ndarray:
-        source.reshape(array.shape)
-        source.copy_from_cpu(np.ascontiguousarray(array))
-        predictor.run()
-        return result.copy_to_cpu()
+    def run(*arrays: np.ndarray) -> dict[str, np.ndarray]:
+        for source, tensors, array in zip(sources, signature.inputs, arrays):
+            source.reshape(array.shape)
+            source.copy_from_cpu(np.ascontiguousarray(array, tensors.dtype))
+        try:
+            predictor.run()
+        except (RuntimeError, ValueError, OSError, SystemError) as error:
+            raise _cannot_run(model, "Paddle Inference", arrays, error) from error
+        outputs = {tensors.name: result.copy_to_cpu() for tensors, result in zip(signature.outputs, results)}
+        _compare(str(model), signature.outputs, [(n, str(a.dtype), a.shape) for n, a in outputs.items()])
+        return outputs
 
     return run
 
@@ -145,7 +184,7 @@ def onnx_providers(device: str, precision: str, tensorrt: bool | dict[str, Any])
     cuda = ("CUDAExecutionProvider", {"device_id": gpu})
     if tensorrt is False:
         if precision == "fp16":
-            raise ValueError("precision 'fp16': ONNX Runtime has it for an export in fp32 with tensorrt=True only")
+            raise UserError("precision 'fp16': ONNX Runtime has it for an export in fp32 with tensorrt=True only")
         return [cuda, "CPUExecutionProvider"]
     options = {"device_id": gpu, "trt_fp16_enable": precision == "fp16"}
     options.update(tensorrt if isinstance(tensorrt, dict) else {})
@@ -160,13 +199,14 @@ def onnx_sees_gpu() -> bool:
 
 def load_onnx(
     model: Path,
+    signature: Signature,
     *,
     threads: int | None = None,
     device: str = "cpu",
     precision: str = "fp32",
     tensorrt: bool | dict[str, Any] = False,
 ) -> Run:
-    """An ONNX export, run by ONNX Runtime; arguments as of :func:`load_paddle`.
+    """An ONNX program, run by ONNX Runtime; arguments as of :func:`load_paddle`.
 
     ``tensorrt`` may be a dict of options of the TensorrtExecutionProvider.
     """
@@ -177,7 +217,7 @@ def load_onnx(
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     available = onnxruntime.get_available_providers()
     if wanted not in available:  # ONNX Runtime itself would only warn, and use the CPU
-        raise ValueError(
+        raise UserError(
             f"device {device!r}: this ONNX Runtime has no {wanted} (it has {', '.join(available)}); "
             "install onnxruntime-gpu"
         )
@@ -187,15 +227,29 @@ def load_onnx(
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # its exceptions have no common base but this
-        raise ValueError(f"{model}: ONNX Runtime cannot load it: {_summary(error)}") from error
-    name = session.get_inputs()[0].name
+        raise UserError(f"{model}: ONNX Runtime cannot load it: {_summary(error)}") from error
+    for declared, found in zip(signature, (session.get_inputs(), session.get_outputs())):
+        kinds = [_ONNX_DTYPES.get(value.type, value.type[len("tensor(") : -1]) for value in found]
+        _compare(str(model), declared, [(v.name, kind, v.shape) for v, kind in zip(found, kinds)])
 
-    def run(array: np.ndarray) -> np.ndarray:
+    def run(*arrays: np.ndarray) -> dict[str, np.ndarray]:
+        feed = {tensors.name: np.ascontiguousarray(a, tensors.dtype) for tensors, a in zip(signature.inputs, arrays)}
         try:
-            return session.run(None, {name: array})[0]
+            return dict(zip((tensors.name for tensors in signature.outputs), session.run(None, feed)))
         except Exception as error:
-            raise ValueError(
-                f"{model}: ONNX Runtime cannot run it on {list(array.shape)}: {_summary(error)}"
-            ) from error
+            raise _cannot_run(model, ONNX_NAME, arrays, error) from error
 
     return run
+
+
+def load_programs(
+    description: Description, signatures: Any, runtime: str, *, onednn: str = "off", **options: Any
+) -> dict[str, Run]:
+    """All programs that an export has for a runtime, "paddle" or "onnx", by name; options as of :func:`load_paddle`."""
+    folder = description.path.parent
+    if runtime == "onnx":
+        return {name: load_onnx(folder / file, signatures[name], **options) for name, file in description.onnx.items()}
+    return {
+        name: load_paddle(folder / file, folder / description.params[name], signatures[name], onednn=onednn, **options)
+        for name, file in description.model.items()
+    }
