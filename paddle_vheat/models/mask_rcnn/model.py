@@ -18,7 +18,8 @@ from paddle_vheat.models.mask_rcnn.fpn import FPN
 from paddle_vheat.models.mask_rcnn.roi_heads import MASK_SIZE, RoIHead, select_detections
 from paddle_vheat.models.mask_rcnn.rpn import RPNHead, rpn_losses, select_proposals
 from paddle_vheat.models.registry import unknown_name
-from paddle_vheat.models.vheat import VARIANTS, VHeat, check_parameter_count, fold_model
+from paddle_vheat.models.vheat import VARIANTS, VHeat, check_parameter_count
+from paddle_vheat.ops import fold
 from paddle_vheat.ops.dct import size_of
 
 Tensor = Any
@@ -186,9 +187,7 @@ class MaskRCNN(nn.Layer):
         boxes, scores, labels = self.detect(pyramid, sizes)[0]
         return boxes, scores, labels, self.mask_logits(pyramid, boxes, labels)
 
-    def fold(self, size: int | Sequence[int]) -> MaskRCNN:
-        """The inference form for batches of one padded size; see :func:`paddle_vheat.models.vheat.fold_model`."""
-        return fold_model(self, size)
+    fold = fold
 
 
 def _counts(boxes: Tensor, counts: Tensor | None) -> Tensor:

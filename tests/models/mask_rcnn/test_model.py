@@ -10,6 +10,7 @@ import pytest
 
 from paddle_vheat._paddle import PADDLE_2, paddle
 from paddle_vheat.deploy import detection_ops
+from paddle_vheat.models import create_model
 from paddle_vheat.models.mask_rcnn import MODELS, MaskRCNN, build_mask_rcnn, random_sampler
 from paddle_vheat.models.mask_rcnn.rpn import select_proposals
 from paddle_vheat.weights.detection_keys import detection_key_map
@@ -226,7 +227,7 @@ def test_weight_decay_follows_the_published_names(golden_checkpoint):
     ],
 )
 def test_variants(name, millions, tensors):
-    model = build_mask_rcnn(name)
+    model = create_model(name)
     assert name in MODELS
     assert len(model.state_dict()) == tensors
     assert round(sum(parameter.size for parameter in model.parameters()) / 1e6, 2) == millions
