@@ -35,8 +35,9 @@ class Processor:
         if description.input_shape[1] != 3:
             problems.append(f"'Deploy.input_shape' must have 3 channels, got {description.input_shape[1]}")
         try:
-            ops = evaluation_ops(description.transforms, "Deploy.transforms")
-            self._from_file, self._from_image = pipeline(ops), pipeline(ops[1:], takes="image")
+            ops = evaluation_ops(description.transforms, where := "Deploy.transforms")
+            self._from_file = pipeline(ops, source=where)
+            self._from_image = pipeline(ops[1:], takes="image", source=where)
         except ConfigError as error:
             problems += error.problems
         if problems:
