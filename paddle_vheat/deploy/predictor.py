@@ -119,9 +119,7 @@ class Predictor:
             yield from ({name: output[i] for name, output in outputs.items()} for i in range(len(part)))
 
 
-def prepare(
-    image: Any, description: Description, processor: Processor, resize: bool = True
-) -> tuple[np.ndarray, Any]:
+def prepare(image: Any, description: Description, processor: Processor, resize: bool = True) -> tuple[np.ndarray, Any]:
     """The input (C, h, w) for an image, at a size that the model takes, and what the processor's ``finish`` needs.
 
     Raises:

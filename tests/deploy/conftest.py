@@ -16,7 +16,9 @@ def segmentor() -> Any:
     return networks.segmentor()
 
 
-def export(network: Any, folder: Path, shape: Any, output_op: str, *transforms: Any, model_format: str = "paddle") -> Path:
+def export(
+    network: Any, folder: Path, shape: Any, output_op: str, *transforms: Any, model_format: str = "paddle"
+) -> Path:
     spec, task, shape = networks.segmentation(network, shape, output_op, *transforms)
     export_model(spec, task, folder, shape, networks.quiet, model_format)
     return folder

@@ -243,9 +243,9 @@ def test_classification_of_what_is_no_image(tmp_path):
         prepare(tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"cannot read the image .*absent: there is no such file"):
         prepare(tmp_path / "absent")
-    with pytest.raises(ValueError, match="cannot read the image .*: there is no such file"):
+    with pytest.raises(ValueError, match=r"cannot read the image .*: there is no such file"):
         prepare(tmp_path)
     with pytest.raises(ValueError, match="expected an image of uint8"):
         prepare(np.zeros((50, 50, 3), np.float32))
-    with pytest.raises(ConfigError, match="'Deploy.input_shape' must have 3 channels, got 4"):
+    with pytest.raises(ConfigError, match=r"'Deploy\.input_shape' must have 3 channels, got 4"):
         classify_by(EVALUATION, channels=4)

@@ -73,7 +73,9 @@ def test_one_wrong_output_is_found(tmp_path, wrong):
         export_model(spoilt, task, tmp_path / "out", shape, said.append)
     assert os.listdir(tmp_path) == []
     right = {"labels": "scores", "scores": "labels"}[wrong]
-    verdicts = {name: [line for line in said if f" {name} " in line and "Inference " in line] for name in (right, wrong)}
+    verdicts = {
+        name: [line for line in said if f" {name} " in line and "Inference " in line] for name in (right, wrong)
+    }
     assert all("WRONG" in line for line in verdicts[wrong])
     assert all(line.endswith("ok") for line in verdicts[right])
 
@@ -86,7 +88,7 @@ def test_a_wrong_program_of_two_is_found(tmp_path):
     def mixed(model_format):
         return {**spec.programs("onnx"), "heads": other.programs("onnx")["heads"]}
 
-    with pytest.raises(ExportError, match="^scores by ONNX Runtime differ"):  # the labels come of the other program
+    with pytest.raises(ExportError, match=r"^scores by ONNX Runtime differ"):  # the labels come of the other program
         export_model(dataclasses.replace(spec, programs=mixed), task, tmp_path / "out", shape, quiet, "onnx")
     assert os.listdir(tmp_path) == []
 
@@ -104,7 +106,9 @@ def test_programs_that_are_not_what_they_are_declared_to_be(tmp_path):
     takes = networks.toy_programs(shape)["model"]
     turned = Signature(takes.inputs, (takes.outputs[1], takes.outputs[0]))  # scores first
     spec = dataclasses.replace(spec, programs=lambda _: {"model": Program(spec.model, *turned)})
-    with pytest.raises(ValueError, match=r"'Deploy\.programs\.model' is 'x .* -> scores .*labels.*means x .* -> labels"):
+    with pytest.raises(
+        ValueError, match=r"'Deploy\.programs\.model' is 'x .* -> scores .*labels.*means x .* -> labels"
+    ):
         export_model(spec, task, tmp_path / "out", shape, quiet)
     assert os.listdir(tmp_path) == []
 

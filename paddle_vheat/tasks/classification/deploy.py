@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Processor:
         return ClassificationPrediction.of(output, names)
 
 
-def evaluation_ops(config: list[dict[str, Any]], where: str) -> list[Any]:
+def evaluation_ops(config: Sequence[Any], where: str) -> list[Any]:
     """Operations of evaluation from PaddleClas' list of {name: arguments}, with DecodeImage before them.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,12 @@ from paddle_vheat.errors import ConfigError
 from paddle_vheat.tasks.segmentation.transforms import Undo, build_transforms, restore
 from paddle_vheat.tasks.segmentation.visualize import SegmentationPrediction, default_palette
 
+
 @dataclass(frozen=True)
 class Options(ScoreOptions):
     """What ``deploy.yaml`` holds for segmentation."""
 
-    palette: list[list[int]] | None = option(list, None, items=list)
+    palette: Sequence[Sequence[int]] | None = option(list, None, items=list)
 
 
 class Processor:
