@@ -1,11 +1,17 @@
-"""Checks of arguments that every floor makes."""
+"""Checks of arguments that every level makes."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from paddle_vheat.errors import UserError
 
-def check_whole_number(name: str, value: Any, least: int) -> None:
-    """Raise a ValueError that begins with ``name`` for what is no whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+def check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Raise a UserError that begins with ``name`` for what is no integer from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        upper = "" if high is None or high > 10**15 else f" and at most {high}"
+        raise UserError(f"{name} must be an integer of at least {low}{upper}, got {value!r}")
+
+
+check_whole_number = check_integer

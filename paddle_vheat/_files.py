@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from paddle_vheat.errors import UserError
+
 _OLD = 24 * 3600  # seconds after which a temporary folder of another computer is a dead process's
 
 
@@ -124,6 +126,27 @@ def check_disk(folder: Path) -> None:
         file.write(bytes(1 << 20))
         file.flush()
         os.fsync(file.fileno())
+
+
+def check_output(path: str, name: str) -> None:
+    """Raise a UserError if a file cannot be written there, before time is spent; ``name`` is the option's."""
+    folder = Path(path).expanduser().parent
+    if not folder.is_dir():
+        raise UserError(f"{name} {path}: there is no folder {folder}")
+    if Path(path).is_dir():
+        raise UserError(f"{name} {path}: is a folder")
+
+
+def write_output(path: str, text: str) -> None:
+    """Write a text file whole or not at all; into what is no regular file (a pipe, a device) as it comes."""
+    target = Path(path).expanduser()
+    if target.exists() and not target.is_file():
+        with naming(target), target.open("w", encoding="utf-8") as file:  # replacing it would remove the device
+            file.write(text)
+        return
+    write_atomically(
+        Path(os.path.realpath(target)), lambda temporary: Path(temporary).write_text(text, encoding="utf-8")
+    )
 
 
 def _umask() -> int:

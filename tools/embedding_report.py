@@ -32,16 +32,20 @@ def report(args: argparse.Namespace) -> None:
         raise ValueError(f"--pixels must be at least 2, got {args.pixels}")
     from paddle_vheat.cli import load_checkpoint
     from paddle_vheat.config import load_config
-    from paddle_vheat.engine import embedding
-    from paddle_vheat.engine.tasks import make_task
-    from paddle_vheat.weights.loading import write_atomically
+    from paddle_vheat._files import write_atomically
+    from paddle_vheat.errors import UserError
+    from paddle_vheat.tasks import find_task
+    from paddle_vheat.tasks.segmentation import embedding
+    from paddle_vheat.tasks.segmentation.task import SegmentationTask
 
-    task = make_task(load_config(args.config, args.opts), args.config)
-    if not hasattr(task, "palette"):
-        raise ValueError(f"{args.config} is no segmentation configuration")
-    load_checkpoint(task, args.model_path)
+    config = load_config(args.config, args.opts)
+    if find_task(config, args.config)[0] != "segmentation":
+        raise UserError(f"{args.config} is no segmentation configuration")
+    task = SegmentationTask(config, args.config)
+    model = task.build_model(pretrained=False)
+    load_checkpoint(task, model, args.model_path)
     names = task.class_names
-    found = embedding.collect(task.model, task.val_dataset, task.num_classes, args.pixels, args.seed)
+    found = embedding.collect(model, task.dataset("val"), task.num_classes, args.pixels, args.seed)
     summary, panels = {}, {}
     for kind, samples in found.items():
         similarity = embedding.cosine_similarities(samples, task.num_classes)

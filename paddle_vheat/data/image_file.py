@@ -1,83 +1,155 @@
 """Reading image files that anybody may have written.
 
 What a header claims is checked before a pixel is decoded, so that a file of some bytes cannot claim all memory. Only
-formats of pixels are opened: for others, such as EPS, Pillow would start another program.
+formats of pixels are opened: for others, such as EPS, Pillow would start another program. An EXIF orientation is
+ignored, by images and labels alike: a label is never turned, so a turned image would no longer lie under its label.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import stat
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from paddle_vheat.errors import DataError
 
 MAX_PIXELS = 1 << 27
 """Largest width x height that is decoded: 1.6 GB as float32 RGB, below the limits of Pillow and OpenCV."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000")
 
+ORIENTATION = 274
+"""The EXIF tag that says how a viewer should turn or mirror the picture: 1 for not at all, else 2 to 8."""
+
+_ANIMATED = ("GIF", "PNG", "WEBP")  # TIFF holds pages, and MPO previews: there the first one is the picture
+_KINDS = (
+    (stat.S_ISREG, ""),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO (named pipe)"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def not_a_file(path: str | os.PathLike[str]) -> str:
+    """Why a path is not that of a file, such as "it is a folder, not a file"; empty if it is one.
+
+    Opening a FIFO would wait for ever, and reading a device may never end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file"
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        return f"it cannot be opened ({error})"
+    kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a device")
+    return kind and f"it is {kind}, not a file"
+
 
 def open_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
     """An image file, or its bytes, with the size known and the pixels not yet decoded.
 
     Raises:
-        ValueError: if it is no image, or claims more than ``MAX_PIXELS``. The message says what is wrong, and not
-            which file.
+        DataError: if it is no file, no image, claims more than ``MAX_PIXELS``, has several frames or floating-point
+            pixels. The message says what is wrong, and not which file.
     """
+    if not isinstance(source, bytes) and (why := not_a_file(source)):
+        raise DataError(why)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"the image is too large: {error}") from error
+        raise DataError(f"the image is too large: {error}") from error
+    except PermissionError as error:
+        raise DataError(f"it may not be read ({error.strerror})") from error
     except Exception as error:  # a damaged header can fail in any way: OSError, SyntaxError, struct.error ...
-        if not isinstance(source, bytes) and not os.path.isfile(source):
-            raise ValueError("there is no such file") from error
         empty = not source if isinstance(source, bytes) else not os.path.getsize(source)
         what = "is empty" if empty else "is no image that Pillow knows, or the beginning of one"
-        raise ValueError(f"the file {what}") from error
-    width, height = image.size
-    if width * height > MAX_PIXELS:
+        raise DataError(f"the file {what}") from error
+    try:
+        _check_opened(image)
+    except DataError:
         image.close()
-        raise ValueError(
-            f"the image is too large: its header says {width} x {height} pixels, and at most {MAX_PIXELS} are decoded"
-        )
+        raise
     return image
 
 
-def check_header(path: str | os.PathLike[str]) -> None:
-    """Raise a ValueError that names a file which :func:`open_image` refuses."""
+def _check_opened(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"the image is too large: its header says {width} x {height} pixels, and at most {MAX_PIXELS} are decoded"
+        )
     try:
-        open_image(path).close()
-    except ValueError as error:
+        animated = image.format in _ANIMATED and getattr(image, "is_animated", False)
+    except Exception as error:  # Pillow looks at a GIF's second frame
+        raise DataError(f"it is truncated or damaged ({error})") from error
+    if animated:
+        raise DataError(f"it is an animation ({image.format}), of which only the first frame would be read")
+    if image.mode == "F":
+        raise DataError("its pixels are floating-point numbers (mode F); expected integers")
+    # Pillow and OpenCV both turn the pixels of a TIFF themselves, and cannot be told not to.
+    if image.format == "TIFF" and _orientation(image) != 1:
+        raise DataError(f"it is a TIFF with orientation {_orientation(image)}; expected one stored upright (1)")
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the whole picture to look behind it
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF data ask for nothing
+        return 1
+    return found if found in range(2, 9) else 1
+
+
+def has_orientation(path: str | os.PathLike[str]) -> bool:
+    """Whether an image asks to be turned or mirrored (EXIF orientation 2 to 8), which nothing here does.
+
+    Raises:
+        DataError: naming the file, as :func:`check_header`.
+    """
+    try:
+        with open_image(path) as image:
+            return _orientation(image) != 1
+    except DataError as error:
         raise _unreadable("image", path, error) from error
 
 
-def _unreadable(kind: str, path: str | os.PathLike[str], why: object = "") -> ValueError:
+def check_header(path: str | os.PathLike[str]) -> None:
+    """Raise a DataError that names a file which :func:`open_image` refuses."""
+    has_orientation(path)
+
+
+def _unreadable(kind: str, path: str | os.PathLike[str], why: object = "") -> DataError:
     decoded = f"it cannot be decoded: {why}" if str(why) else "it cannot be decoded"
-    return ValueError(f"cannot read the {kind} {os.fspath(path)}: {decoded if os.path.isfile(path) else why}")
+    return DataError(f"cannot read the {kind} {os.fspath(path)}: {not_a_file(path) or decoded}")
 
 
 def read_bgr(path: str | os.PathLike[str], flag: int | None = None) -> np.ndarray:
-    """An image as OpenCV decodes it, uint8: BGR (H, W, 3), or as the ``cv2.IMREAD_`` flag says.
+    """An image as OpenCV decodes it, uint8: BGR (H, W, 3), or as the ``cv2.IMREAD_`` flag says; never turned.
 
     Raises:
-        ValueError: naming the file, if it is missing, no image, too large, truncated or damaged.
+        DataError: naming the file, if :func:`open_image` refuses it, or if it is truncated or damaged.
     """
     import cv2
 
     path = os.fspath(path)
+    flag = cv2.IMREAD_COLOR if flag is None else flag
     try:
         with open_image(path) as image:
             if image.format in ("JPEG", "MPO"):
                 # OpenCV fills what is missing of a JPEG with grey. Decoded at 1/8, this costs a fifth of reading it.
                 image.draft("L", (1, 1))
                 _load(image)
-        pixels = cv2.imread(path, cv2.IMREAD_COLOR if flag is None else flag)
-    except (ValueError, cv2.error) as error:
+        pixels = cv2.imread(path, flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    except (DataError, cv2.error) as error:
         raise _unreadable("image", path, error) from error
     if pixels is None:
         raise _unreadable("image", path)
@@ -88,18 +160,18 @@ def read_label(path: str | os.PathLike[str]) -> np.ndarray:
     """A label map, integers (H, W): uint8 where the values fit, whatever the file's number of bits.
 
     Raises:
-        ValueError: naming the file, as for :func:`read_bgr`, and if it has colours or fractions.
+        DataError: naming the file, as for :func:`read_bgr`, and if it has colours.
     """
     path = os.fspath(path)
     try:
         with open_image(path) as image:
             _load(image)
             label, mode = np.asarray(image), image.mode
-    except ValueError as error:
+    except DataError as error:
         raise _unreadable("label", path, error) from error
     if label.ndim != 2 or label.dtype.kind not in "biu":
-        raise ValueError(
-            f"{path}: the label is a picture of mode {mode}; expected one whole number per pixel (mode L, P, 1 or I)"
+        raise DataError(
+            f"{path}: the label is a picture of mode {mode}; expected one integer per pixel (mode L, P, 1 or I)"
         )
     for kind in (np.uint8, np.uint16):
         if label.dtype != kind and label.min() >= 0 and label.max() <= np.iinfo(kind).max:
@@ -113,10 +185,10 @@ def _load(image: Image.Image) -> Any:
     try:
         return image.load()
     except Exception as error:  # as for the header
-        raise ValueError(f"it is truncated or damaged ({error})") from error
+        raise DataError(f"it is truncated or damaged ({error})") from error
 
 
-def absent_files(paths: Any) -> list[str]:
+def absent_files(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Those of the paths that are not in the listing of their folder: for a million files, the only quick way."""
     listings: dict[str, set[str]] = {}
     absent = []

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat.data.image_file import MAX_PIXELS, read_bgr
+from paddle_vheat.errors import UserError
 
 
 def read_image(image: Any, channels: int = 3) -> np.ndarray:
@@ -19,23 +20,23 @@ def read_image(image: Any, channels: int = 3) -> np.ndarray:
     """
     array = read_bgr(image) if isinstance(image, (str, os.PathLike)) else image
     if not isinstance(array, np.ndarray):
-        raise ValueError(f"expected a file or a NumPy array as an image, got {type(image).__name__}")
+        raise UserError(f"expected a file or a NumPy array as an image, got {type(image).__name__}")
     if array.ndim != 3 or array.shape[2] != channels or 0 in array.shape:
-        raise ValueError(f"expected an image (H, W, {channels}), got an array of shape {list(array.shape)}")
+        raise UserError(f"expected an image (H, W, {channels}), got an array of shape {list(array.shape)}")
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"expected an image of uint8 or floating-point values from 0 to 255, got {array.dtype}")
+        raise UserError(f"expected an image of uint8 or floating-point values from 0 to 255, got {array.dtype}")
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= 255):  # true for NaN
-        raise ValueError(f"expected floating-point values from 0 to 255, got {low:g} to {high:g}")
+        raise UserError(f"expected floating-point values from 0 to 255, got {low:g} to {high:g}")
     return array
 
 
 def check_size(height: int, width: int) -> None:
     """Raise a ValueError for a size that an image cannot be brought to, before memory is taken for it."""
     if min(height, width) < 1 or height * width > MAX_PIXELS:
-        raise ValueError(
+        raise UserError(
             f"the image would become {width} x {height} pixels (width x height); expected at least 1 x 1 and at most "
             f"{MAX_PIXELS} in all"
         )

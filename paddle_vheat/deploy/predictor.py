@@ -12,6 +12,7 @@ import numpy as np
 from paddle_vheat.deploy import runtimes
 from paddle_vheat.deploy.description import Description, read_description
 from paddle_vheat.deploy.processor import Outputs, Prediction, Processor, make_processor
+from paddle_vheat.errors import UserError
 
 RUNTIMES = ("auto", "paddle", "onnx")
 
@@ -99,9 +100,7 @@ class Predictor:
         sizes = sorted({array.shape[1:] for array in inputs})
         if len(sizes) > 1:
             found = ", ".join(f"{h} x {w}" for h, w in sizes)
-            raise ValueError(
-                f"images of one call must have one size after the transforms, got {found} (height x width)"
-            )
+            raise UserError(f"images of one call must have one size after the transforms, got {found} (height x width)")
         with self._lock:
             outputs = list(self._run(np.stack(inputs)))
         return [self._processor.finish(output, context) for output, context in zip(outputs, contexts)]
@@ -130,12 +129,12 @@ def prepare(image: Any, description: Description, processor: Processor, resize: 
     if size is None:
         smallest = description.min_size
         if min(given) < smallest:
-            raise ValueError(f"the model needs at least {smallest} pixels a side, got {given[0]} x {given[1]}")
+            raise UserError(f"the model needs at least {smallest} pixels a side, got {given[0]} x {given[1]}")
         return array, context
     if given == size:
         return array, context
     if not resize:
-        raise ValueError(
+        raise UserError(
             f"the model was exported for {size[0]} x {size[1]} (height x width), the image has {given[0]} x "
             f"{given[1]} after the transforms, and resize is False"
         )
@@ -145,17 +144,15 @@ def prepare(image: Any, description: Description, processor: Processor, resize: 
 def choose_runtime(description: Description, wanted: str, device: str = "cpu") -> str:
     """ "paddle" or "onnx" for what is asked for, what is exported and what is installed."""
     if wanted not in RUNTIMES:
-        raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {wanted!r}")
+        raise UserError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {wanted!r}")
     exported = [name for name, files in (("onnx", description.onnx), ("paddle", description.model)) if files]
     folder, packages = description.path.parent, {"onnx": "onnxruntime", "paddle": "paddle"}
     if wanted != "auto" and wanted not in exported:
-        raise ValueError(
-            f"{folder}: holds no {wanted} model, only {exported[0]}; export with --format {wanted} or both"
-        )
+        raise UserError(f"{folder}: holds no {wanted} model, only {exported[0]}; export with --format {wanted} or both")
     candidates = exported if wanted == "auto" else [wanted]
     installed = [name for name in candidates if runtimes.is_installed(packages[name])]
     if not installed:
-        raise ValueError(f"{folder}: to run it, install {' or '.join(packages[name] for name in candidates)}")
+        raise UserError(f"{folder}: to run it, install {' or '.join(packages[name] for name in candidates)}")
     if installed == ["onnx", "paddle"] and device != "cpu" and not runtimes.onnx_sees_gpu():
         return "paddle"
     return installed[0]

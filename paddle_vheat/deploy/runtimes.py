@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paddle_vheat.cpu import count_cores
+from paddle_vheat.errors import UserError
 
 if TYPE_CHECKING:
     from paddle_vheat.deploy.description import Description, Signature, Tensors
@@ -42,7 +43,7 @@ def parse_device(device: str) -> int | None:
     """Index of a GPU ("gpu" is "gpu:0"); None for "cpu"."""
     match = re.fullmatch(r"cpu|gpu(?::(\d+))?", device)
     if match is None:
-        raise ValueError(f"device: expected 'cpu', 'gpu' or 'gpu:1', got {device!r}")
+        raise UserError(f"device: expected 'cpu', 'gpu' or 'gpu:1', got {device!r}")
     return None if device == "cpu" else int(match[1] or 0)
 
 
@@ -50,14 +51,14 @@ def check_options(device: str, precision: str, tensorrt: bool | dict[str, Any], 
     """Raise a ValueError for options that cannot be, before anything is loaded."""
     gpu = parse_device(device)
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+        raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     if not isinstance(tensorrt, (bool, dict)):
-        raise ValueError(f"tensorrt: expected True, False or a dict of options, got {tensorrt!r}")
+        raise UserError(f"tensorrt: expected True, False or a dict of options, got {tensorrt!r}")
     wants_tensorrt = tensorrt is not False
     if gpu is None and (wants_tensorrt or precision != "fp32"):
-        raise ValueError("tensorrt and precision are for GPUs; give device='gpu' as well")
+        raise UserError("tensorrt and precision are for GPUs; give device='gpu' as well")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads: expected a positive integer, got {threads!r}")
+        raise UserError(f"threads: expected a positive integer, got {threads!r}")
 
 
 def is_installed(package: str) -> bool:
@@ -91,7 +92,7 @@ def _compare(source: str, declared: Sequence[Tensors], found: Sequence[tuple[str
     )
     if not right:
         has = "; ".join(f"{name} {dtype} [{', '.join(map(str, shape))}]" for name, dtype, shape in found)
-        raise ValueError(f"{source}: has {has}, and deploy.yaml means {'; '.join(map(str, declared))}: export again")
+        raise UserError(f"{source}: has {has}, and deploy.yaml means {'; '.join(map(str, declared))}: export again")
 
 
 def load_paddle(
@@ -122,15 +123,15 @@ def load_paddle(
 
     check_options(device, precision, tensorrt, threads)
     if onednn not in ONEDNN_NAMES:
-        raise ValueError(f"onednn: expected one of {', '.join(ONEDNN_NAMES)}, got {onednn!r}")
+        raise UserError(f"onednn: expected one of {', '.join(ONEDNN_NAMES)}, got {onednn!r}")
     gpu = parse_device(device)
     if tensorrt is not False and model.suffix == ".json":
-        raise ValueError(
+        raise UserError(
             "tensorrt: Paddle's enable_tensorrt_engine takes exports of Paddle 2 (.pdmodel); "
             f"for {model.name} use runtime='onnx', or convert it with paddle.tensorrt yourself"
         )
     if gpu is not None and not paddle.is_compiled_with_cuda():
-        raise ValueError(f"device {device!r}: this Paddle is built without CUDA; install paddlepaddle-gpu")
+        raise UserError(f"device {device!r}: this Paddle is built without CUDA; install paddlepaddle-gpu")
     inference = paddle.inference
     config = inference.Config(str(model), str(params))
     config.disable_glog_info()
@@ -150,10 +151,10 @@ def load_paddle(
     try:
         predictor = inference.create_predictor(config)
     except (RuntimeError, ValueError, OSError, SystemError) as error:
-        raise ValueError(f"{model}, {params.name}: Paddle Inference cannot load it: {_summary(error)}") from error
+        raise UserError(f"{model}, {params.name}: Paddle Inference cannot load it: {_summary(error)}") from error
     names = sorted(predictor.get_input_names()), len(predictor.get_output_names())
     if names != (sorted(tensors.name for tensors in signature.inputs), len(signature.outputs)):
-        raise ValueError(
+        raise UserError(
             f"{model}: takes {', '.join(names[0])} and gives {names[1]} outputs, and deploy.yaml means {signature}: "
             "export again"
         )
@@ -183,7 +184,7 @@ def onnx_providers(device: str, precision: str, tensorrt: bool | dict[str, Any])
     cuda = ("CUDAExecutionProvider", {"device_id": gpu})
     if tensorrt is False:
         if precision == "fp16":
-            raise ValueError("precision 'fp16': ONNX Runtime has it for an export in fp32 with tensorrt=True only")
+            raise UserError("precision 'fp16': ONNX Runtime has it for an export in fp32 with tensorrt=True only")
         return [cuda, "CPUExecutionProvider"]
     options = {"device_id": gpu, "trt_fp16_enable": precision == "fp16"}
     options.update(tensorrt if isinstance(tensorrt, dict) else {})
@@ -216,7 +217,7 @@ def load_onnx(
     wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
     available = onnxruntime.get_available_providers()
     if wanted not in available:  # ONNX Runtime itself would only warn, and use the CPU
-        raise ValueError(
+        raise UserError(
             f"device {device!r}: this ONNX Runtime has no {wanted} (it has {', '.join(available)}); "
             "install onnxruntime-gpu"
         )
@@ -226,7 +227,7 @@ def load_onnx(
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # its exceptions have no common base but this
-        raise ValueError(f"{model}: ONNX Runtime cannot load it: {_summary(error)}") from error
+        raise UserError(f"{model}: ONNX Runtime cannot load it: {_summary(error)}") from error
     for declared, found in zip(signature, (session.get_inputs(), session.get_outputs())):
         kinds = [_ONNX_DTYPES.get(value.type, value.type[len("tensor(") : -1]) for value in found]
         _compare(str(model), declared, [(v.name, kind, v.shape) for v, kind in zip(found, kinds)])

@@ -5,7 +5,7 @@ A checkpoint is a folder ``iter_N`` in PaddleSeg's layout: ``model.pdparams``, `
 on disk; ``state.json`` holds the size and CRC-32 of every file, and the CRC-32 of itself.
 
 Temporary names start with a dot. What a killed process leaves of them is cleared away by the next run that has the
-folder to itself (:func:`sole_writer`).
+folder to itself (:func:`run_lock`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from paddle_vheat._files import replace_folder, sync, write_atomically
 from paddle_vheat._paddle import paddle
+from paddle_vheat.errors import CheckpointError
 from paddle_vheat.weights.safe_pickle import load_arrays
 
 try:
@@ -38,21 +40,18 @@ STATE_FILE = "state.json"
 LOCK_FILE = ".lock"
 METRICS_FILE = "metrics.json"
 _NAME = re.compile(r"iter_(\d+)")
-# What replacing and removing leave if the process is killed: mkdtemp's eight characters, or a word.
-_LEFT = re.compile(r"\.(?P<name>iter_\d+|(ema_)?best_model)\.(?P<end>[a-z0-9_]{8}|old|gone)")
+# What replacing and removing leave if the process is killed: a word, mkdtemp's eight characters, or host and process.
+_LEFT = re.compile(r"\.(?P<name>iter_\d+|(ema_)?best_model)\.(?P<end>[a-z0-9_]{8}|old|gone|.+\.\d+\.tmp)")
 _LEFT_FILE = re.compile(r"\.vdlrecords\..+\.tmp")
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be resumed from; the message says why."""
-
-
 @contextlib.contextmanager
-def sole_writer(save_dir: Path) -> Iterator[bool]:
+def run_lock(save_dir: Path) -> Iterator[bool]:
     """Keep other runs from writing into a folder, and clear away what a killed one left there.
 
-    The lock is the system's, on ``save_dir/.lock``: it ends with the process, however that ends; processes that are
-    forked (loader workers) do not inherit it; and it reaches across nodes where the file system's locks do.
+    The lock is the system's, on ``save_dir/.lock``: it ends with the process, however that ends, and it reaches across
+    nodes where the file system's locks do. It is ``lockf``, since the ``flock`` of lock libraries is inherited by
+    forked loader workers, which may outlive a killed run by a moment.
 
     Yields:
         False if the file system has no locks. Nothing is cleared away then, for it could be a live run's.
@@ -84,7 +83,7 @@ def sole_writer(save_dir: Path) -> Iterator[bool]:
 
 
 def _clear_away(save_dir: Path) -> None:
-    for path in sorted(save_dir.glob(".*")):
+    for path in sorted(save_dir.iterdir()):
         found = _LEFT.fullmatch(path.name)
         if path.is_dir() and found is not None:
             if found["end"] == "old" and not (save_dir / found["name"]).exists():
@@ -109,41 +108,6 @@ def _state_crc32(state: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def _sync(path: Path) -> None:
-    """Have a file or folder written to the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def replace_folder(folder: Path, write: Any) -> None:
-    """Fill a folder by ``write(temporary folder)`` and put it in the place of ``folder`` in one step."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        write(temporary)
-        for path in temporary.iterdir():
-            _sync(path)
-        os.chmod(temporary, 0o755)
-        aside = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(aside, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, aside)
-        try:
-            os.replace(temporary, folder)
-        except BaseException:
-            if aside.exists():
-                os.replace(aside, folder)
-            raise
-        _sync(folder.parent)
-        shutil.rmtree(aside, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
 def save_best(folder: Path, file: str, weights: Mapping[str, Any], report: Mapping[str, Any]) -> None:
     """Write weights as ``folder/file`` and their scores as ``folder/metrics.json``; what else is there stays.
 
@@ -156,11 +120,11 @@ def save_best(folder: Path, file: str, weights: Mapping[str, Any], report: Mappi
         paddle.save(dict(weights), str(temporary / file))
         (temporary / METRICS_FILE).write_text(json.dumps(report, indent=1), encoding="utf-8")
         for path in temporary.iterdir():
-            _sync(path)
+            sync(path)
         (folder / METRICS_FILE).unlink(missing_ok=True)
         for name in (file, METRICS_FILE):
             os.replace(temporary / name, folder / name)
-        _sync(folder)
+        sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -188,15 +152,28 @@ def save_checkpoint(
     def write(temporary: Path) -> None:
         files = {}
         for name, content in arrays.items():
-            paddle.save(dict(content), str(temporary / name))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The input state dict is empty")  # of plain gradient descent
+                paddle.save(dict(content), str(temporary / name))
             files[name] = {"size": (temporary / name).stat().st_size, "crc32": _crc32(temporary / name)}
-        # As it will be read: JSON's keys are strings.
-        content = json.loads(json.dumps({**state, "iteration": iteration, "files": files}))
-        content["crc32"] = _state_crc32(content)
-        (temporary / STATE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        (temporary / STATE_FILE).write_text(_sealed({**state, "iteration": iteration, "files": files}))
 
     replace_folder(folder, write)
     return folder
+
+
+def update_state(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Replace entries of a checkpoint's state, in one step."""
+    state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    text = _sealed({**state, **changes})
+    write_atomically(folder / STATE_FILE, lambda path: Path(path).write_text(text, encoding="utf-8"))
+
+
+def _sealed(state: Mapping[str, Any]) -> str:
+    """A state as it is written, with its checksum."""
+    content = json.loads(json.dumps(state))  # as it will be read: JSON's keys are strings
+    content["crc32"] = _state_crc32(content)
+    return json.dumps(content, indent=1)
 
 
 def _check_state(state: Mapping[str, Any]) -> None:
@@ -233,6 +210,7 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[
 
     Raises:
         CheckpointError: if it is not complete, or damaged; says which file.
+        OSError: if the disk does not give it back, which is no damage.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -243,8 +221,13 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[
             raise ValueError("its checksum is not what was written")
         files = state["files"]
         _check_state(state)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{folder}: {STATE_FILE} is missing or damaged ({error})") from error
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise CheckpointError(f"{folder}: {STATE_FILE} is missing ({error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: {STATE_FILE} is damaged ({error})") from error
+    named = _NAME.fullmatch(folder.name)
+    if named is not None and int(named[1]) != state["iteration"]:
+        raise CheckpointError(f"{folder}: holds iteration {state['iteration']}; a copy or link of another checkpoint")
     arrays = {}
     for name, expected in files.items():
         path = folder / name
@@ -260,22 +243,34 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[
 
 def list_checkpoints(save_dir: str | Path) -> list[Path]:
     """Checkpoint folders, oldest iteration first."""
-    folders = [p for p in Path(save_dir).glob("iter_*") if p.is_dir()]
+    save_dir = Path(save_dir)
+    folders = [p for p in save_dir.iterdir() if p.is_dir()] if save_dir.is_dir() else []
     found = [(int(m[1]), p) for p in folders if (m := _NAME.fullmatch(p.name))]
     return [path for _, path in sorted(found)]
 
 
 def read_newest(save_dir: str | Path) -> tuple[Path | None, Any, list[str]]:
-    """The newest checkpoint that is whole, what :func:`read_checkpoint` gives of it, and why newer ones were not."""
-    skipped = []
+    """The newest checkpoint that is whole, what :func:`read_checkpoint` gives of it, and why newer ones were skipped.
+
+    Returns:
+        (None, None, []) if the folder holds no checkpoint.
+
+    Raises:
+        CheckpointError: if there are checkpoints and none is whole: starting over would overwrite them.
+        OSError: if the disk does not give one back, which is no damage: another attempt may succeed.
+    """
+    skipped: list[str] = []
     for folder in reversed(list_checkpoints(save_dir)):
         try:
-            content = read_checkpoint(folder)
-        except (ValueError, OSError) as error:  # OSError: the disk does not give it back
+            return folder, read_checkpoint(folder), skipped
+        except ValueError as error:
             skipped.append(str(error))
-            continue
-        return folder, content, skipped
-    return None, None, skipped
+    if skipped:
+        raise CheckpointError(
+            f"{save_dir}: none of its {len(skipped)} checkpoints can be resumed from; to start over, give another "
+            f"--save_dir or remove them: {'; '.join(skipped[:5])}"
+        )
+    return None, None, []
 
 
 def prune_checkpoints(save_dir: Path, keep: int, iteration: int) -> None:
@@ -328,7 +323,7 @@ def restore_optimizer(optimizer: Any, model: Any, arrays: Mapping[str, np.ndarra
     for key, array in arrays.items():
         name, _, kind = key.partition("|")
         if name not in names:
-            raise CheckpointError(f"the optimizer's state has {name!r}, which the model has not")
+            raise CheckpointError(f"the optimizer's state has {name!r}, which the model does not have")
         shape = tuple(parameters[name].shape)
         if array.size > 1 and array.shape != shape:
             raise CheckpointError(f"the optimizer's state of {name!r} is {array.shape}, the model's parameter {shape}")

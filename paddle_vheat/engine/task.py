@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from paddle_vheat.engine.optim import Recipe
+    from paddle_vheat.engine.optim import Factors, Recipe
 
 Sample = dict[str, Any]
 Batch = dict[str, Any]
@@ -93,11 +93,11 @@ class Dataset(Protocol):
     def files(self, index: int) -> list[str]:
         """The files that a sample is read from, for messages."""
 
-    def check(self, index: int) -> None:
+    def check(self, index: int) -> Any:
         """Raise a DataError for a sample that cannot be used as it is stored, before any transform."""
 
-    def check_all(self) -> list[str]:
-        """Problems that only the whole set shows; called when every sample has been checked."""
+    def check_all(self, values: list[Any]) -> list[str]:
+        """Problems that only the whole set shows, from what :meth:`check` returned for every sample."""
 
 
 class Task(Protocol):
@@ -112,12 +112,13 @@ class Task(Protocol):
     config: Mapping[str, Any]  # as it was read; kept in checkpoints
     metric: Metric  # chooses the best checkpoint
     recipe: Recipe
+    broken: set[str]  # "model", "train", "val": what cannot be built, as its problems have been reported
 
-    def build_model(self) -> Layer:
-        """A new model, its pretrained weights loaded; called once, after seeding."""
+    def build_model(self, pretrained: bool = True) -> Layer:
+        """A new model; called once, after seeding. ``pretrained`` False leaves out the weights it would start from."""
 
-    def decay_rule(self, model: Layer) -> Mapping[str, float] | None:
-        """Factor of the weight decay for each parameter's name, 1 where absent; None leaves it to the recipe."""
+    def parameter_factors(self, model: Layer) -> Mapping[str, Factors]:
+        """Factors of the learning rate and the weight decay, by the parameter's name; the default where absent."""
 
     def dataset(self, split: str) -> Dataset:
         """The "train" or "val" set."""

@@ -10,8 +10,7 @@ from typing import Any
 from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.engine.task import Program
 from paddle_vheat.errors import ExportError
-from paddle_vheat.models.vheat import fold_model
-from paddle_vheat.ops import adaptive_average_pool
+from paddle_vheat.ops import adaptive_average_pool, fold
 
 
 class _Pool(nn.Layer):
@@ -38,8 +37,8 @@ def replace_pooling(model: Any) -> None:
 
 def inference_copy(model: Any, size: tuple[int, int] | None) -> Any:
     """A copy in evaluation mode to export: pooling as products, and folded where the size (height, width) is fixed."""
-    foldable = any(hasattr(layer, "fold") for layer in model.sublayers(include_self=True))
-    copied = fold_model(model, size) if foldable and size is not None else copy.deepcopy(model)
+    foldable = any(hasattr(layer, "fold_for") for layer in model.sublayers(include_self=True))
+    copied = fold(model, size) if foldable and size is not None else copy.deepcopy(model)
     copied.eval()
     replace_pooling(copied)
     return copied

@@ -6,7 +6,7 @@ It adds the architectures ``vHeat_tiny``, ``vHeat_small`` and ``vHeat_base`` to 
 imported: that of the wheel (``paddleclas.ppcls.arch``) and that of a source checkout (``ppcls.arch``). PaddleClas
 looks an architecture's name up as an attribute of that module. ``docs/paddleclas.md`` shows the use of both.
 
-PaddleClas itself needs no mending here: its 2.6.0 builds models on Paddle 3 as it is.
+PaddleClas needs no compatibility patch: its 2.6.0 builds models on Paddle 3 as it is.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class VHeatArch(VHeatClassifier):
             index or indices from 0 to 3.
         return_patterns: names of layers whose outputs ``forward`` shall return, such as ``backbone.stem`` or
             ``backbone.stages[2].blocks[0]``, instead of ``return_stages``.
-        num_classes, **trunk: see the parent class.
+        num_classes, **backbone: see the parent class.
 
     Shapes:
         images (B, C, H, W) -> logits (B, num_classes); with one of the two arguments a dict of ``"logits"`` and
@@ -70,9 +70,9 @@ class VHeatArch(VHeatClassifier):
         num_classes: int = 1000,
         return_stages: bool | int | Sequence[int] | None = None,
         return_patterns: str | Sequence[str] | None = None,
-        **trunk: Any,
+        **backbone: Any,
     ) -> None:
-        super().__init__(num_classes, **trunk)
+        super().__init__(num_classes, **backbone)
         self.load_report: LoadReport | None = None
         self.stopped_at_map = False
         self.returned_layers = _returned_layers(return_stages, return_patterns)
@@ -83,14 +83,15 @@ class VHeatArch(VHeatClassifier):
             if path not in layers:
                 known = [re.sub(r"\.(\d+)\b", r"[\1]", layer) for layer in layers]
                 raise ValueError(f"return_patterns: {unknown_name('layer', name, _near(name, known))}")
-            if trunk.get("recompute") and ".blocks." in path:
+            if backbone.get("recompute") and ".blocks." in path:
                 # In the first of a block's two runs there are no gradients, and the second is past forward.
                 raise ValueError(f"return_patterns: with recompute, the output of {name!r} would have no gradient")
             layers[path].register_forward_post_hook(functools.partial(_keep, self._kept, name))
 
     def forward(self, x: Tensor) -> Any:
         self._kept.clear()
-        logits = self.backbone.forward_features(x)[-1] if self.stopped_at_map else super().forward(x)
+        # Paddle's to_static cannot convert super().
+        logits = self.backbone.forward_features(x)[-1] if self.stopped_at_map else VHeatClassifier.forward(self, x)
         if not self.returned_layers:
             return logits
         silent = [name for name in self.returned_layers if name not in self._kept]
@@ -158,8 +159,8 @@ def _returned_layers(stages: Any, patterns: Any) -> list[str]:
 def _load(model: VHeatArch, path: str | Path, replace_head: bool) -> LoadReport:
     """Fill a classifier strictly; with ``replace_head`` the file may be of another number of classes."""
     report = load_classifier(model, path) if replace_head else load_weights(model, path)
-    if report.fresh:
-        _log.warning(f"{path} is not of {model.num_classes} classes, so the head starts anew: {report}")
+    if "head.weight" not in report.loaded:
+        _log.warning(f"{path} is not of {model.num_classes} classes, so the head is newly initialised: {report}")
     else:
         _log.info(f"{path}: {report}")
     return report
@@ -206,8 +207,8 @@ def _arch(name: str) -> Any:
     Args:
         pretrained: False (or None), or the path of a ``.pdparams`` or ``.safetensors`` file of a classifier in
             this project's layout. Loading is strict; frequency embeddings of another resolution are resized.
-            If ``class_num`` is given and is not the file's, exactly the head is left as initialised, and a
-            warning says so. ``model.load_report`` tells what was done.
+            If ``class_num`` is given and is not the file's, exactly the head is newly initialised, and a warning
+            says so. ``model.load_report`` tells what was done.
         use_ssld: must be False; PaddleClas passes it to every architecture.
         class_num: number of classes, 1000 if not given.
         img_size: int or [height, width] that the frequency embeddings are made for (224).
@@ -218,7 +219,7 @@ def _arch(name: str) -> Any:
 
     Raises:
         TypeError: for any other argument.
-        ValueError: for a checkpoint that does not fit, listing what is missing, left over or of another shape;
+        ValueError: for a checkpoint that does not fit, listing keys that are missing, unexpected or of another shape;
             for ``pretrained=True`` and addresses (nothing is downloaded); for ``use_ssld=True``.
         FileNotFoundError: if there is no such checkpoint.
     """

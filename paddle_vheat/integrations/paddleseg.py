@@ -2,46 +2,76 @@
 
     import paddle_vheat.integrations.paddleseg
 
-It registers the backbones ``vHeat`` (any widths and depths), ``vHeat_tiny``, ``vHeat_small`` and ``vHeat_base``,
-the models ``UPerNetMMSeg`` (UPerNet in the layout of the published weights), ``UPerNetContrast`` (the same with a
-projection head) and ``PixelContrastSegmentor`` (both heads on any backbone), and the loss ``PixelContrastLoss``, and
-mends what is broken in the installed PaddleSeg on the installed Paddle (``docs/paddleseg.md`` lists it).
+It registers the backbones ``vHeat`` (any widths and depths), ``vHeat_tiny``, ``vHeat_small`` and ``vHeat_base``, the
+models ``UPerNetMMSeg`` (UPerNet in the layout of the published weights), ``UPerNetContrast`` (the same with a
+projection head) and ``PixelContrastSegmentor`` (both heads on any backbone), and the loss ``PixelContrastLoss``. It
+applies compatibility patches to what is faulty in the installed PaddleSeg (``docs/paddleseg.md`` lists them).
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paddleseg.core import infer as infer
-from paddleseg.cvlibs import Config, SegBuilder, manager
-from paddleseg.transforms import Compose as Compose
-from paddleseg.utils import logger, utils
-from paddleseg.utils.visualize import get_color_map_list as get_color_map_list
+import paddle_vheat._paddle  # noqa: F401 - before PaddleSeg, so that Paddle's import is quiet
 
-from paddle_vheat.integrations._paddleseg_mends import apply_mends
+# isort: split
+from paddleseg.core import infer
+from paddleseg.cvlibs import manager
+from paddleseg.transforms import Compose
+from paddleseg.utils import logger, utils
+from paddleseg.utils.visualize import get_color_map_list
+
+from paddle_vheat.config import build
+from paddle_vheat.integrations import seg_transforms
+from paddle_vheat.integrations._paddleseg_patches import apply_patches
+from paddle_vheat.integrations._paddleseg_reading import ReadingTransforms, wrap_dataset
 from paddle_vheat.losses import PixelContrastLoss
-from paddle_vheat.models import VARIANTS, UPerNet, VHeat, contrast
+from paddle_vheat.models import VARIANTS, VHeat, contrast, upernet
 from paddle_vheat.weights.loading import LoadReport, load_segmentor, load_state, load_weights, read_weights
 
-APPLIED_MENDS = apply_mends()
+__all__ = [
+    "APPLIED_PATCHES",
+    "Compose",
+    "PixelContrastSegmentor",
+    "ReadingTransforms",
+    "UPerNetContrast",
+    "UPerNetMMSeg",
+    "apply_patches",
+    "assemble",
+    "get_color_map_list",
+    "infer",
+    "load_backbone",
+    "load_pretrained",
+    "reading_transforms",
+    "registry",
+    "seg_transforms",
+    "strict_pretraining",
+    "vHeat",
+    "vHeat_base",
+    "vHeat_small",
+    "vHeat_tiny",
+    "wrap_dataset",
+]
 
-_TRUNK_PREFIX = "backbone."
+APPLIED_PATCHES = apply_patches()
+
+_BACKBONE = "backbone."
 
 
 def load_backbone(backbone: VHeat, path: str | Path) -> LoadReport:
     """Fill a backbone from a checkpoint of the backbone, a classifier or a segmentor, strictly.
 
-    The output norms may be missing (a classifier has none) and are then left as initialised; the rest of a
-    classifier or segmentor is not needed. Anything else missing or left over is an error.
+    The output norms may be missing (a classifier has none) and are then newly initialised; the rest of a classifier or
+    segmentor is skipped. Any other missing or unexpected key is an error.
     """
     state = read_weights(path)
-    if any(name.startswith(_TRUNK_PREFIX) for name in state):
-        state = {n[len(_TRUNK_PREFIX) :]: value for n, value in state.items() if n.startswith(_TRUNK_PREFIX)}
-    report = load_state(backbone, state, str(path), fresh_prefixes=("outnorm",))
+    if any(name.startswith(_BACKBONE) for name in state):
+        state = {name[len(_BACKBONE) :]: value for name, value in state.items() if name.startswith(_BACKBONE)}
+    report = load_state(backbone, state, str(path), ("outnorm",))
     logger.info(f"vHeat backbone from {path}: {report}")
     return report
 
@@ -91,17 +121,8 @@ def _variant(name: str, drop_path_rate: float) -> Any:
         recompute: bool = False,
         pretrained: str | None = None,
     ) -> VHeat:
-        return vHeat(
-            variant.embed_dim,
-            variant.depths,
-            variant.post_norm,
-            variant.layer_scale,
-            drop_path_rate,
-            img_size,
-            in_channels,
-            recompute,
-            pretrained,
-        )
+        own = variant.embed_dim, variant.depths, variant.post_norm, variant.layer_scale
+        return vHeat(*own, drop_path_rate, img_size, in_channels, recompute, pretrained)
 
     build.__name__ = build.__qualname__ = name.replace("vheat", "vHeat")
     build.__doc__ = f"The {name} backbone; arguments as of vHeat. Drop path {default} is the ADE20K recipe's."
@@ -113,92 +134,40 @@ vHeat_small = _variant("vheat_small", 0.4)
 vHeat_base = _variant("vheat_base", 0.5)
 
 
-def _start_from(model: Any, pretrained: str | None, load: Callable[[Any, str], LoadReport]) -> None:
-    """Fill a new model from the checkpoint that its configuration names, if it names one, and say so."""
-    if pretrained is not None:
-        logger.info(f"{type(model).__name__} from {pretrained}: {load(model, pretrained)}")
+def _model(name: str, parent: Any, load: Callable[[Any, str], LoadReport]) -> Any:
+    """A model of ours with one argument more: ``pretrained``, the path of a checkpoint for ``load``."""
+    arguments = inspect.signature(parent.__init__)
+    pretrained = inspect.Parameter("pretrained", inspect.Parameter.KEYWORD_ONLY, default=None)
+
+    def __init__(self: Any, *args: Any, pretrained: str | None = None, **kwargs: Any) -> None:
+        parent.__init__(self, *args, **kwargs)
+        if pretrained is not None:
+            logger.info(f"{name} from {pretrained}: {load(self, pretrained)}")
+
+    # By it, misspelt keys are found.
+    __init__.__signature__ = arguments.replace(parameters=[*arguments.parameters.values(), pretrained])  # type: ignore[attr-defined]
+    doc = f"""{parent.__name__} as a PaddleSeg model; ``pretrained`` is loaded by :func:`{load.__name__}`."""
+    return type(name, (parent,), {"__init__": __init__, "__doc__": doc, "__module__": __name__})
 
 
-class UPerNetMMSeg(UPerNet):
-    """:class:`paddle_vheat.models.UPerNet` as a PaddleSeg model.
-
-    Args:
-        num_classes, backbone, channels, aux_channels, dropout: see the parent class.
-        pretrained: path of a checkpoint of the whole model or of a classifier, loaded as
-            :func:`paddle_vheat.weights.loading.load_segmentor` says.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        backbone: Any,
-        channels: int = 512,
-        aux_channels: int = 256,
-        dropout: float = 0.1,
-        pretrained: str | None = None,
-    ) -> None:
-        super().__init__(num_classes, backbone, channels, aux_channels, dropout)
-        _start_from(self, pretrained, load_segmentor)
-
-
-class UPerNetContrast(contrast.UPerNetContrast):
-    """:class:`paddle_vheat.models.UPerNetContrast` as a PaddleSeg model.
-
-    Args:
-        num_classes, backbone, channels, aux_channels, dropout, proj_dim: see the parent class.
-        pretrained: as of :class:`UPerNetMMSeg`; a checkpoint without a projection head leaves it as initialised.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        backbone: Any,
-        channels: int = 512,
-        aux_channels: int = 256,
-        dropout: float = 0.1,
-        proj_dim: int = 256,
-        pretrained: str | None = None,
-    ) -> None:
-        super().__init__(num_classes, backbone, channels, aux_channels, dropout, proj_dim)
-        _start_from(self, pretrained, load_segmentor)
-
-
-class PixelContrastSegmentor(contrast.PixelContrastSegmentor):
-    """:class:`paddle_vheat.models.PixelContrastSegmentor` as a PaddleSeg model.
-
-    Args:
-        num_classes, backbone, proj_dim, drop_prob, backbone_indices, align_corners: see the parent class.
-        pretrained: path of a checkpoint of the whole model, such as PaddleSeg's of ``HRNetW48Contrast``, loaded
-            strictly.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        backbone: Any,
-        proj_dim: int = 256,
-        drop_prob: float = 0.1,
-        backbone_indices: Sequence[int] | None = None,
-        align_corners: bool = False,
-        pretrained: str | None = None,
-    ) -> None:
-        super().__init__(num_classes, backbone, proj_dim, drop_prob, backbone_indices, align_corners)
-        _start_from(self, pretrained, load_weights)
-
+# load_segmentor takes a checkpoint of the model, or of a classifier, and newly initialises what that does not have.
+UPerNetMMSeg = _model("UPerNetMMSeg", upernet.UPerNet, load_segmentor)
+UPerNetContrast = _model("UPerNetContrast", contrast.UPerNetContrast, load_segmentor)
+PixelContrastSegmentor = _model("PixelContrastSegmentor", contrast.PixelContrastSegmentor, load_weights)
 
 for _backbone in (vHeat, vHeat_tiny, vHeat_small, vHeat_base):
     _register(manager.BACKBONES, _backbone)
-for _model in (UPerNetMMSeg, UPerNetContrast, PixelContrastSegmentor):
-    _register(manager.MODELS, _model)
+for _segmentor in (UPerNetMMSeg, UPerNetContrast, PixelContrastSegmentor):
+    _register(manager.MODELS, _segmentor)
 _register(manager.LOSSES, PixelContrastLoss)
 
 
 def load_pretrained(model: Any, path: str) -> None:
     """Fill a model or backbone from a checkpoint, in the place of PaddleSeg's function of this purpose.
 
-    PaddleSeg's only warns of what is missing or of another shape, goes on with random numbers there, and runs what
-    code the file holds. Here both are errors; what the file has beyond the model, such as an ImageNet classifier,
-    is passed over and said.
+    PaddleSeg's only warns of keys that are missing or of another shape, goes on with random numbers there, and runs
+    what code the file holds. Here both are errors. Unexpected keys, such as an ImageNet classifier, are skipped and
+    reported.
 
     Args:
         path: a file in Paddle's format or ``.safetensors``, or an address that PaddleSeg can download.
@@ -208,11 +177,12 @@ def load_pretrained(model: Any, path: str) -> None:
     if "://" in path:
         path = utils.download_pretrained_model(path)
     state, wanted = read_weights(path), model.state_dict()
-    beyond = [name for name in state if name not in wanted]
+    unexpected = [name for name in state if name not in wanted]
     report = load_state(model, {name: value for name, value in state.items() if name in wanted}, str(path))
     logger.info(f"{type(model).__name__} from {path}: {report}")
-    if beyond:
-        logger.warning(f"{path}: not needed, passed over: {', '.join(beyond[:5])}{', ...' if beyond[5:] else ''}")
+    if unexpected:
+        more = ", ..." if unexpected[5:] else ""
+        logger.warning(f"{path}: unexpected keys, skipped: {', '.join(unexpected[:5])}{more}")
 
 
 @contextlib.contextmanager
@@ -229,49 +199,38 @@ def strict_pretraining() -> Iterator[None]:
         utils.load_pretrained_model = original
 
 
-class DictConfig(Config):
-    """PaddleSeg's configuration from keys and values that are read already, so that its YAML loader is not used."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.dic = values
-        self._build_default_checker().apply_all_rules(self)
-
-
-def component(name: str) -> Any | None:
-    """The class or function that PaddleSeg's registries hold under a name; None if there is none."""
-    for registry in _registries():
-        if name in registry.components_dict:
-            return registry[name]
-    return None
+_REGISTRIES = (
+    manager.MODELS,
+    manager.BACKBONES,
+    manager.DATASETS,
+    manager.TRANSFORMS,
+    manager.LOSSES,
+)
 
 
-def component_names() -> list[str]:
-    """All names in PaddleSeg's registries."""
-    return [name for registry in _registries() for name in registry.components_dict]
+def registry() -> dict[str, Any]:
+    """Everything that PaddleSeg's registries hold, by name: models, backbones, data sets, transforms, losses."""
+    return {name: part[name] for part in reversed(_REGISTRIES) for name in part.components_dict}
 
 
-def component_arguments(name: str) -> set[str] | None:
-    """Argument names of a component; None if it takes any."""
-    found = component(name)
-    target: Any = found.__init__ if inspect.isclass(found) else found
-    parameters = inspect.signature(target).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters} - {"self"}
+def assemble(value: Any, components: Mapping[str, Any], where: str) -> Any:
+    """Build what a block describes: every ``{type: name, argument: value}`` in it becomes a component.
+
+    Args:
+        components: as from :func:`registry`.
+        where: file and path of the block, for an error.
+
+    Raises:
+        ConfigError: for what a component does not take, naming its place.
+    """
+    if isinstance(value, Mapping):
+        built = {key: assemble(item, components, f"{where}.{key}") for key, item in value.items() if key != "type"}
+        return build(value["type"], built, components, where) if "type" in value else built
+    if isinstance(value, list):
+        return [assemble(item, components, f"{where}.{i}") for i, item in enumerate(value)]
+    return value
 
 
-def _registries() -> list[Any]:
-    return [
-        manager.MODELS,
-        manager.BACKBONES,
-        manager.DATASETS,
-        manager.TRANSFORMS,
-        manager.LOSSES,
-        manager.OPTIMIZERS,
-    ]
-
-
-def make_builder(values: dict[str, Any]) -> SegBuilder:
-    """PaddleSeg's builder of models, datasets, losses and schedules for a configuration."""
-    logger.log_level = 1  # warnings; the builder would print every block of the configuration
-    return SegBuilder(DictConfig(values))
+def reading_transforms(transforms: list[Any], channels: int) -> ReadingTransforms:
+    """PaddleSeg's transforms in a row, which take paths or arrays and read files as this project does."""
+    return ReadingTransforms(Compose(transforms, img_channels=channels))

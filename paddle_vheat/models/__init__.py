@@ -1,7 +1,7 @@
-"""Models: the vHeat trunk, its classifier, UPerNet in the published layout, and segmentors for pixel contrast."""
+"""Models: the vHeat backbone, its classifier, UPerNet in the published layout, and segmentors for pixel contrast."""
 
 from paddle_vheat.models.contrast import PixelContrastSegmentor, ProjectionHead, UPerNetContrast
-from paddle_vheat.models.registry import create_model, list_models
+from paddle_vheat.models.registry import create_model, list_models, register_model
 from paddle_vheat.models.upernet import UPerNet
 from paddle_vheat.models.vheat import VARIANTS, VHeat, VHeatClassifier
 
@@ -15,4 +15,5 @@ __all__ = [
     "VHeatClassifier",
     "create_model",
     "list_models",
+    "register_model",
 ]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from paddle_vheat._paddle import nn, paddle
-from paddle_vheat.models.vheat import FoldedHeatConduction2D
 from paddle_vheat.ops import HeatConduction2D
+from paddle_vheat.ops.heat import FoldedHeatConduction2D
 
 # Millions of parameters and billions of multiply-adds at 224 x 224, folded form, as published with the release.
 PUBLISHED = {"vheat_tiny": (29, 4.6), "vheat_small": (50, 8.5), "vheat_base": (87, 14.9)}
@@ -42,7 +42,8 @@ def _layer_cost(layer: Any, inputs: Any, output: Any) -> int:
     if isinstance(layer, nn.BatchNorm2D):
         return 2 * math.prod(output.shape[1:])
     if isinstance(layer, (HeatConduction2D, FoldedHeatConduction2D)):
-        _, height, width, channels = inputs[0].shape  # the trunk is channels last
+        channels, rows = layer.channels, layer.data_format.index("H")
+        height, width = inputs[0].shape[rows : rows + 2]
         transforms = 2 * height * width * channels * (height + width)
         decay = height * width * channels
         # Made once for the whole batch, so it counts fully for one image only.

@@ -13,7 +13,7 @@ from paddle_vheat._arguments import check_whole_number
 from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.models.layers import spatial_size
 from paddle_vheat.models.upernet import UPerNet
-from paddle_vheat.ops import resize_bilinear
+from paddle_vheat.ops import fold, resize_bilinear
 
 Tensor = Any
 
@@ -60,7 +60,7 @@ class PixelContrastSegmentor(nn.Layer):
         backbone: layer that maps images (B, C, H, W) to a list of NCHW maps and names their widths in
             ``feat_channels``; any PaddleSeg backbone.
         proj_dim: width of the embedding; 256 in the paper, 720 in the PaddleSeg reproduction.
-        drop_prob: rate of the channel dropout before the classifier.
+        drop_prob: probability of the channel dropout before the classifier.
         backbone_indices: which of the maps are used; None for all.
         align_corners: of the resizing of logits, as in PaddleSeg; False suits even sizes.
 
@@ -123,6 +123,8 @@ class PixelContrastSegmentor(nn.Layer):
         if self.training:
             return [logits, {"seg": small, "embed": self.proj_head(features)}]
         return [logits]
+
+    fold = fold
 
 
 class UPerNetContrast(UPerNet):

@@ -2,73 +2,108 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Sequence
+import fnmatch
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from paddle_vheat.models.vheat import VARIANTS, VHeatClassifier
+from paddle_vheat.models.vheat import VARIANTS, Variant, VHeat, VHeatClassifier
+
+_BUILDERS: dict[str, Callable[..., Any]] = {}
 
 
-def list_models() -> list[str]:
-    """Names that :func:`create_model` knows, smallest first."""
-    return list(VARIANTS)
+def register_model(name: str, builder: Callable[..., Any]) -> None:
+    """Make a model known to :func:`create_model`.
+
+    Args:
+        name: such as "mask_rcnn_vheat_tiny".
+        builder: gives the model; its keyword arguments are those that ``create_model`` takes with this name.
+
+    Raises:
+        ValueError: if another builder has the name.
+    """
+    if _BUILDERS.setdefault(name, builder) is not builder:
+        raise ValueError(f"register_model: there is a model {name!r} already")
+
+
+def list_models(filter: str = "*") -> list[str]:
+    """Names that :func:`create_model` knows, in the order of registration; those that match ``"*tiny*"``, say."""
+    return fnmatch.filter(_BUILDERS, filter)
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> str:
     """Message for a misspelt name: what was asked, the nearest that exists, and all that exist."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})"
 
 
-def create_model(
-    name: str,
-    *,
-    num_classes: int = 1000,
-    img_size: int | Sequence[int] = 224,
-    drop_path_rate: float | None = None,
-    pretrained: str | Path | None = None,
-    **trunk: Any,
-) -> VHeatClassifier:
-    """Build a vHeat classifier by name.
+def create_model(name: str, *, pretrained: str | Path | bool | None = None, **options: Any) -> Any:
+    """Build a model by name.
 
     Args:
         name: one of :func:`list_models`.
-        num_classes: classes of the head.
-        img_size: int or (height, width) in pixels that the frequency embeddings are made for.
-        drop_path_rate: stochastic depth; None takes the rate of the variant's ImageNet recipe.
-        pretrained: path of a checkpoint in this project's layout (``.pdparams``), loaded strictly; frequency
-            embeddings of another resolution are resized. None starts from random weights.
-        **trunk: further arguments of :class:`paddle_vheat.models.VHeat` (``in_channels``, ``recompute``).
+        pretrained: path of a checkpoint in this project's layout (``.pdparams``), loaded strictly by
+            :func:`paddle_vheat.weights.loading.load_pretrained`; frequency embeddings of another resolution are
+            resized. None or False keeps the initial weights.
+        **options: of the builder. For "vheat_tiny", "vheat_small" and "vheat_base":
+
+            - ``num_classes=1000``: classes of the head; 0 for the pooled features.
+            - ``features_only=False``: the backbone without norm and head, which gives a list of feature maps.
+            - ``out_indices=(0, 1, 2, 3)``: which stages' maps, with ``features_only``.
+            - ``img_size=224``: int or (height, width) in pixels that the frequency embeddings are made for.
+            - ``drop_path_rate=None``: stochastic depth; None takes that of the variant's ImageNet recipe.
+            - ``in_channels=3``, ``recompute=False``: see :class:`paddle_vheat.models.VHeat`.
 
     Returns:
-        The classifier, in training mode. Its trunk is ``model.backbone``.
+        The model in training mode: a :class:`VHeatClassifier` with its backbone in ``backbone``, or with
+        ``features_only`` a :class:`VHeat`, with ``feature_info`` and without output norms.
 
     Raises:
         ValueError: for an unknown name, or a checkpoint that does not fit.
+        TypeError: for an unknown option.
         FileNotFoundError: if ``pretrained`` does not exist.
     """
-    if name not in VARIANTS:
+    if name not in _BUILDERS:
         raise ValueError(f"create_model: {unknown_name('model', name, list_models())}")
-    variant = VARIANTS[name]
-    model = VHeatClassifier(
-        num_classes=num_classes,
-        embed_dim=variant.embed_dim,
-        depths=variant.depths,
-        post_norm=variant.post_norm,
-        layer_scale=variant.layer_scale,
-        drop_path_rate=variant.drop_path_rate if drop_path_rate is None else drop_path_rate,
-        img_size=img_size,
-        **trunk,
-    )
-    if pretrained is not None:
-        if isinstance(pretrained, bool):
-            raise ValueError(
-                "create_model: pretrained takes the path of a checkpoint; there is no default one to download"
-            )
-        # Imported here because loading stands one floor above the models.
-        from paddle_vheat.weights.loading import load_weights
+    if pretrained is True:
+        raise ValueError("create_model: pretrained takes the path of a checkpoint; there is no default one to download")
+    known = list(inspect.signature(_BUILDERS[name]).parameters)
+    for option in options:
+        if option not in known:
+            raise TypeError(f"create_model: {unknown_name('option', option, known)}")
+    model = _BUILDERS[name](**options)
+    if pretrained not in (None, False):
+        # Imported here because loading stands one level above the models.
+        from paddle_vheat.weights.loading import load_pretrained
 
-        load_weights(model, pretrained)
+        load_pretrained(model, pretrained)
     return model
+
+
+def _vheat(variant: Variant) -> Callable[..., Any]:
+    def build(
+        num_classes: int = 1000,
+        features_only: bool = False,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        img_size: int | Sequence[int] = 224,
+        drop_path_rate: float | None = None,
+        in_channels: int = 3,
+        recompute: bool = False,
+    ) -> Any:
+        options = dataclasses.asdict(variant)
+        if drop_path_rate is not None:
+            options["drop_path_rate"] = drop_path_rate
+        options.update(img_size=img_size, in_channels=in_channels, recompute=recompute)
+        if features_only:
+            return VHeat(out_norms=False, out_indices=out_indices, **options)
+        return VHeatClassifier(num_classes, **options)
+
+    return build
+
+
+for _name, _variant in VARIANTS.items():
+    register_model(_name, _vheat(_variant))

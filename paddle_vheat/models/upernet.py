@@ -12,8 +12,8 @@ from typing import Any
 
 from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.models.layers import ConvBNReLU, spatial_size
-from paddle_vheat.models.vheat import check_parameter_count, fold_model
-from paddle_vheat.ops import adaptive_average_pool, resize_bilinear
+from paddle_vheat.models.vheat import check_parameter_count
+from paddle_vheat.ops import fold, resize_bilinear
 
 Tensor = Any
 
@@ -31,10 +31,11 @@ class PyramidPooling(nn.Layer):
     def __init__(self, in_channels: int, channels: int, bins: int) -> None:
         super().__init__()
         self.bins = bins
+        self.pool = nn.AdaptiveAvgPool2D(bins)
         self.project = ConvBNReLU(in_channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(adaptive_average_pool(x, self.bins))
+        return self.project(self.pool(x))
 
 
 class UPerHead(nn.Layer):
@@ -44,7 +45,7 @@ class UPerHead(nn.Layer):
         in_channels: channels of the four maps.
         channels: width of the decoder.
         num_classes: channels of the logits.
-        dropout: rate of the channel dropout before the classifier.
+        dropout: probability of the channel dropout before the classifier.
 
     Shapes:
         maps (B, C_i, H / 2^i, W / 2^i) -> logits (B, num_classes, H, W), at the size of the first map.
@@ -107,7 +108,7 @@ class UPerNet(nn.Layer):
             ``feat_channels``.
         channels: width of the decoder (512 in the published recipe).
         aux_channels: width of the auxiliary head (256 in the published recipe); 0 leaves it out.
-        dropout: rate of the channel dropout before both classifiers.
+        dropout: probability of the channel dropout before both classifiers.
 
     Returns of ``forward``:
         in training ``[logits, auxiliary logits]``, in evaluation ``[logits]``, each (B, num_classes, H, W) at
@@ -150,6 +151,4 @@ class UPerNet(nn.Layer):
             logits.append(self.auxiliary_head(maps[2]))
         return [resize_bilinear(logit, size) for logit in logits]
 
-    def fold(self, size: int | Sequence[int]) -> UPerNet:
-        """The inference form for images of one size; see :func:`paddle_vheat.models.vheat.fold_model`."""
-        return fold_model(self, size)
+    fold = fold

@@ -8,20 +8,21 @@ layers and both passes of the DCT then work on the memory as it lies; only convo
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paddle_vheat._paddle import PADDLE_2, F, nn, no_autocast, paddle
-from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform, published_normal
-from paddle_vheat.ops import HeatConduction2D, resize_bicubic
-from paddle_vheat.ops.dct import known_size, size_of
-from paddle_vheat.ops.eager import apply_linear, convolve_channels_last
+from paddle_vheat._arguments import check_whole_number
+from paddle_vheat._paddle import PADDLE_2, F, nn, paddle
+from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform
+from paddle_vheat.ops import HeatConduction2D, fold
+from paddle_vheat.ops.dct import dtype_name, known_size, size_of
+from paddle_vheat.ops.fold import apply_linear, become, convolve_channels_last, int_pair
+from paddle_vheat.ops.heat import FoldedHeatConduction2D, published_normal, resized_embedding
 
 Tensor = Any
 
-MIN_SIZE = 32  # pixels a side: the trunk's total stride
+MIN_SIZE = 32  # pixels a side: the backbone's total stride
 MAX_PARAMETERS = 10**9  # the largest of the paper has a tenth of it
 
 
@@ -46,13 +47,11 @@ VARIANTS: dict[str, Variant] = {
 
 
 def size_pair(size: int | Sequence[int], name: str = "img_size") -> tuple[int, int]:
-    """(height, width) from an int or a pair, each at least ``MIN_SIZE``."""
-    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
-    if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
-        raise ValueError(f"{name}: expected an int or (height, width) in pixels, got {size!r}")
-    if min(pair) < MIN_SIZE:
-        raise ValueError(f"{name}: vHeat needs at least {MIN_SIZE} pixels a side, got {pair[0]} x {pair[1]}")
-    return pair[0], pair[1]
+    """(height, width) in pixels from an int or a pair, each at least ``MIN_SIZE``."""
+    height, width = int_pair(size, name)
+    if min(height, width) < MIN_SIZE:
+        raise ValueError(f"{name}: vHeat needs at least {MIN_SIZE} pixels a side, got {height} x {width}")
+    return height, width
 
 
 def stage_sizes(size: int | Sequence[int]) -> list[tuple[int, int]]:
@@ -77,6 +76,15 @@ class Stem(nn.Layer):
         self.norm2 = nn.LayerNorm(embed_dim, epsilon=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norm1(self.conv1(x).transpose([0, 2, 3, 1])))
+        return self.norm2(self.conv2(x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1]))
+
+    def fast_form(self) -> nn.Layer:
+        return become(self, FastStem, self.conv1, self.conv2)
+
+
+class FastStem(Stem):
+    def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.norm1(convolve_channels_last(self.conv1, x)))
         return self.norm2(convolve_channels_last(self.conv2, x.transpose([0, 3, 1, 2])))
 
@@ -90,6 +98,14 @@ class Downsample(nn.Layer):
         self.norm = nn.LayerNorm(2 * channels, epsilon=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1]))
+
+    def fast_form(self) -> nn.Layer:
+        return become(self, FastDownsample, self.conv)
+
+
+class FastDownsample(Downsample):
+    def forward(self, x: Tensor) -> Tensor:
         return self.norm(convolve_channels_last(self.conv, x.transpose([0, 3, 1, 2])))
 
 
@@ -101,6 +117,14 @@ class MLP(nn.Layer):
         self.fc1 = nn.Linear(channels, 4 * channels)
         self.fc2 = nn.Linear(4 * channels, channels)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+    def fast_form(self) -> nn.Layer:
+        return become(self, FastMLP, self.fc1, self.fc2)
+
+
+class FastMLP(MLP):
     def forward(self, x: Tensor) -> Tensor:
         return apply_linear(self.fc2, F.gelu(apply_linear(self.fc1, x)))
 
@@ -134,27 +158,6 @@ class Block(nn.Layer):
         return branch * getattr(self, scale) if self.has_layer_scale else branch
 
 
-class FoldedHeatConduction2D(nn.Layer):
-    """Inference form of the HCO for one size: the decay is a constant, ``to_k`` and the embedding are gone."""
-
-    def __init__(self, hco: HeatConduction2D, frequency_embedding: Tensor) -> None:
-        super().__init__()
-        for name in ("dwconv", "linear", "out_norm", "out_linear"):
-            setattr(self, name, getattr(hco, name))
-        self.channels = hco.channels
-        self.data_format = hco.data_format
-        with paddle.no_grad():
-            decay = hco.decay(frequency_embedding)
-        # A parameter, so that it is counted, saved and moved with the others, but never trained.
-        self.decay = self.create_parameter(decay.shape, dtype=decay.dtype)
-        self.decay.set_value(decay)
-        self.decay.stop_gradient = True
-        self.decay.trainable = False
-
-    def forward(self, x: Tensor, frequency_embedding: None = None) -> Tensor:
-        return HeatConduction2D.conduct(self, x, self.decay)
-
-
 def check_parameter_count(count: float, what: str) -> None:
     """Raise a ValueError for a model larger than anybody means, before memory is taken for it."""
     if count > MAX_PARAMETERS:
@@ -183,13 +186,10 @@ class Stage(nn.Layer):
         self.recompute = False
 
     def embedding_for(self, x: Tensor) -> Tensor | None:
-        """The frequency embedding, resized bicubically to the plate of ``x`` (B, H, W, C) where that differs."""
-        embedding = self.frequency_embedding
-        if embedding is None:  # folded
+        """The frequency embedding at the size of ``x`` (B, H, W, C)."""
+        if self.frequency_embedding is None:  # folded
             return None
-        # Under AMP too in the embedding's own precision, as what is made of it.
-        with no_autocast():
-            return resize_bicubic(embedding, size_of(x, 1), size_of(x, 2))
+        return resized_embedding(self.frequency_embedding, size_of(x, 1), size_of(x, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         embedding = self.embedding_for(x)
@@ -197,23 +197,37 @@ class Stage(nn.Layer):
         recompute = self.recompute and self.training and (paddle.in_dynamic_mode() or not PADDLE_2)
         for block in self.blocks:
             if recompute and not x.stop_gradient:
-                x = paddle.distributed.fleet.utils.recompute(block, x, embedding)
+                # The reentrant form crashes in the backward pass of DataParallel(find_unused_parameters=True).
+                x = paddle.distributed.fleet.utils.recompute(block, x, embedding, use_reentrant=False)
             else:
                 x = block(x, embedding)
         return x
 
     def fold(self, size: tuple[int, int]) -> None:
-        """Replace every HCO by its inference form for a plate of ``size``; in place."""
-        probe = paddle.zeros([0, *size, 1])
+        """Make every operator one for maps of ``size``, in place."""
         with paddle.no_grad():
-            embedding = self.embedding_for(probe)
+            embedding = resized_embedding(self.frequency_embedding, *size)
         for block in self.blocks:
             block.hco = FoldedHeatConduction2D(block.hco, embedding)
         self.frequency_embedding = None
 
+    def fast_form(self) -> nn.Layer:
+        return become(self, FastStage)
+
+
+class FastStage(Stage):
+    """Gives the embedding as it is to its operators, which keep the decay of every size."""
+
+    def embedding_for(self, x: Tensor) -> Tensor | None:
+        return (
+            self.frequency_embedding
+            if paddle.in_dynamic_mode() and not paddle.is_grad_enabled()
+            else Stage.embedding_for(self, x)
+        )
+
 
 class VHeat(nn.Layer):
-    """The vHeat trunk: four stages of maps at strides 4, 8, 16 and 32.
+    """The vHeat backbone: four stages of feature maps at strides 4, 8, 16 and 32.
 
     Args:
         embed_dim: channels D of the first stage; the stages have D, 2D, 4D and 8D.
@@ -225,11 +239,13 @@ class VHeat(nn.Layer):
             size of at least 32 pixels a side works too: the embeddings are then resized bicubically.
         in_channels: channels of the image.
         out_norms: whether the stages' outputs go through a LayerNorm each (dense prediction) or are raw.
+        out_indices: which stages' maps ``forward`` gives; stages after the last of them are not run.
         recompute: whether training recomputes each block's activations in the backward pass (gradient
             checkpointing): less memory, about a third more time, the same results.
 
     Shapes:
-        image (B, in_channels, H, W) -> four maps (B, D * 2^i, ceil(H / 2^(i+2)), ceil(W / 2^(i+2))).
+        image (B, in_channels, H, W) -> a map (B, D * 2^i, ceil(H / 2^(i+2)), ceil(W / 2^(i+2))) for each i of
+        ``out_indices``, whose widths are in ``feat_channels``; in ``feature_info`` their strides and names too.
     """
 
     def __init__(
@@ -242,6 +258,7 @@ class VHeat(nn.Layer):
         img_size: int | Sequence[int] = 224,
         in_channels: int = 3,
         out_norms: bool = True,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -251,24 +268,30 @@ class VHeat(nn.Layer):
             raise ValueError(f"VHeat: embed_dim must be even and positive, got {embed_dim}")
         if not 0.0 <= drop_path_rate < 1.0:
             raise ValueError(f"VHeat: drop_path_rate must be in [0, 1), got {drop_path_rate}")
+        if not out_indices or list(out_indices) != sorted({i for i in out_indices if i in range(4)}):
+            raise ValueError(f"VHeat: out_indices must be rising numbers from 0 to 3, got {tuple(out_indices)}")
         self.img_size = size_pair(img_size)
         widths = [embed_dim * 2**i for i in range(4)]
         blocks = sum(12 * width**2 * depth for width, depth in zip(widths, depths))
-        plates = sum(width * h * w for width, (h, w) in zip(widths, stage_sizes(self.img_size)))
-        check_parameter_count(blocks + plates, f"VHeat of embed_dim {embed_dim}, depths {tuple(depths)}")
+        embeddings = sum(width * h * w for width, (h, w) in zip(widths, stage_sizes(self.img_size)))
+        check_parameter_count(blocks + embeddings, f"VHeat of embed_dim {embed_dim}, depths {tuple(depths)}")
         self.in_channels = in_channels
-        self.feat_channels = [embed_dim * 2**i for i in range(4)]
+        self.out_indices = tuple(out_indices)
+        self.feat_channels = [widths[i] for i in self.out_indices]
+        self.feature_info = [
+            {"num_chs": widths[i], "reduction": 4 * 2**i, "module": f"stages.{i}"} for i in self.out_indices
+        ]
         total = sum(depths)
         rates = [drop_path_rate * i / max(total - 1, 1) for i in range(total)]
         self.stem = Stem(in_channels, embed_dim)
         self.stages = nn.LayerList()
-        for i, (channels, size) in enumerate(zip(self.feat_channels, stage_sizes(self.img_size))):
+        for i, (channels, size) in enumerate(zip(widths, stage_sizes(self.img_size))):
             start = sum(depths[:i])
             stage_rates = rates[start : start + depths[i]]
             self.stages.append(Stage(channels, size, stage_rates, post_norm, layer_scale, downsample=i < 3))
         self.out_norms = out_norms
         if out_norms:
-            for i, channels in enumerate(self.feat_channels):
+            for i, channels in enumerate(widths):
                 self.add_sublayer(f"outnorm{i}", nn.LayerNorm(channels, epsilon=1e-5))
         self.folded_for: tuple[int, int] | None = None
         self.set_recompute(recompute)
@@ -303,6 +326,13 @@ class VHeat(nn.Layer):
             raise ValueError("VHeat: the batch is empty (B = 0)")
         if channels is not None and channels != self.in_channels:
             raise ValueError(f"VHeat: expected {self.in_channels} channels, got {channels}")
+        ours, theirs = self.stem.conv1.weight.dtype, x.dtype
+        # Under AMP the two may differ, but no precision of its own is float64.
+        if not x.is_floating_point() or (theirs != ours and paddle.float64 in (ours, theirs)):
+            raise ValueError(
+                f"VHeat: expected images of the model's {dtype_name(ours)}, got {dtype_name(theirs)}; cast the images, "
+                f"or the model by model.to(dtype=...)"
+            )
         if self.folded_for is not None:
             if (height, width) != self.folded_for:
                 raise ValueError(
@@ -318,49 +348,61 @@ class VHeat(nn.Layer):
                 )
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
-        """The four stages' raw outputs, each before its downsample, channels last (B, H, W, C)."""
+        """Raw outputs of the stages up to the last that is asked for, channels last (B, H, W, C)."""
         self.check_input(x)
         x = self.stem(x)
         outputs = []
-        for stage in self.stages:
+        for stage in self.stages[: self.out_indices[-1] + 1]:
+            if outputs:
+                x = self.stages[len(outputs) - 1].downsample(x)
             x = stage(x)
             outputs.append(x)
-            if stage.downsample is not None:
-                x = stage.downsample(x)
         return outputs
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """Four NCHW maps at strides 4, 8, 16 and 32, normalised if the trunk has output norms."""
+        """The NCHW maps of ``out_indices``, normalised if the backbone has output norms."""
         maps = self.forward_stages(x)
+        indices = [i for i in self.out_indices if i < len(maps)]
         if self.out_norms:
-            maps = [getattr(self, f"outnorm{i}")(feature) for i, feature in enumerate(maps)]
-        return [feature.transpose([0, 3, 1, 2]) for feature in maps]
+            return [getattr(self, f"outnorm{i}")(maps[i]).transpose([0, 3, 1, 2]) for i in indices]
+        return [maps[i].transpose([0, 3, 1, 2]) for i in indices]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return self.forward_features(x)
 
-    def fold(self, size: int | Sequence[int]) -> VHeat:
-        """The inference form for inputs of one size: a folded copy in evaluation mode; see :func:`fold_model`."""
-        return fold_model(self, size)
+    def fold_for(self, size: tuple[int, int]) -> None:
+        """See :mod:`paddle_vheat.ops.fold`."""
+        self.folded_for = size_pair(size, "fold")
+        for stage, stage_size in zip(self.stages, stage_sizes(size)):
+            stage.fold(stage_size)
+
+    fold = fold
 
 
 class VHeatClassifier(nn.Layer):
     """vHeat with the classification head: LayerNorm, global average pool, Linear.
 
-    ``forward`` maps images (B, C, H, W) to logits (B, num_classes); ``forward_features`` to the four raw maps.
-    Keyword arguments beyond ``num_classes`` are those of :class:`VHeat`.
+    ``forward`` maps images (B, C, H, W) to logits (B, num_classes), or with ``num_classes`` 0 to the pooled features
+    (B, 8D); ``forward_features`` to the four raw maps.
+
+    Args:
+        num_classes: classes of the head; 0 for none.
+        **backbone_options: see :class:`VHeat`.
     """
 
-    def __init__(self, num_classes: int = 1000, **trunk: Any) -> None:
+    def __init__(self, num_classes: int = 1000, **backbone_options: Any) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"VHeatClassifier: num_classes must be at least 1, got {num_classes}")
+        self.backbone = VHeat(out_norms=False, **backbone_options)
+        self.norm = nn.LayerNorm(self.backbone.feat_channels[-1], epsilon=1e-5)
+        self.reset_classifier(num_classes)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the head by a newly initialised one for ``num_classes`` classes, or by none (0)."""
+        check_whole_number("VHeatClassifier: num_classes", num_classes, 0)
         self.num_classes = num_classes
-        self.backbone = VHeat(out_norms=False, **trunk)
-        channels = self.backbone.feat_channels[-1]
-        self.norm = nn.LayerNorm(channels, epsilon=1e-5)
-        self.head = nn.Linear(channels, num_classes)
-        init_linear(self.head)
+        self.head = nn.Linear(self.norm.weight.shape[0], num_classes) if num_classes else nn.Identity()
+        if num_classes:
+            init_linear(self.head)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         return self.backbone.forward_features(x)
@@ -369,42 +411,7 @@ class VHeatClassifier(nn.Layer):
         last = self.backbone.forward_stages(x)[-1]
         return self.head(self.norm(last).mean(axis=[1, 2]))
 
-    def fold(self, size: int | Sequence[int]) -> VHeatClassifier:
-        """The inference form for inputs of one size: a folded copy in evaluation mode; see :func:`fold_model`."""
-        return fold_model(self, size)
+    fold = fold
 
 
-def fold_model(model: Any, size: int | Sequence[int]) -> Any:
-    """Copy a model with every vHeat trunk inside it folded for inputs of one size.
-
-    The decay exp(-k w^2) becomes a constant of each block; ``to_k`` and the frequency embeddings are dropped.
-    The model itself is left as it is, so that it can be folded again for another size.
-
-    Args:
-        model: a layer that is, or contains, :class:`VHeat`.
-        size: int or (height, width) in pixels of the images that the copy will be given.
-
-    Returns:
-        A copy in evaluation mode with equal outputs at that size. Any other size is an error.
-
-    Raises:
-        ValueError: if the model is folded already, or holds no vHeat trunk.
-    """
-    height, width = size_pair(size, "fold")
-    trunks = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, VHeat)]
-    if not trunks:
-        raise ValueError(f"fold: {type(model).__name__} holds no vHeat trunk")
-    for trunk in trunks:
-        if trunk.folded_for is not None:
-            raise ValueError(
-                f"fold: the model is already folded for {trunk.folded_for[0]} x {trunk.folded_for[1]} pixels, "
-                "and a folded decay cannot be resized; fold the original model"
-            )
-    folded = copy.deepcopy(model)
-    folded.eval()
-    for trunk in folded.sublayers(include_self=True):
-        if isinstance(trunk, VHeat):
-            for stage, plate in zip(trunk.stages, stage_sizes((height, width))):
-                stage.fold(plate)
-            trunk.folded_for = (height, width)
-    return folded
+fold_model = fold

@@ -1,8 +1,10 @@
 """Orthonormal discrete cosine transforms (type II and its inverse) as matrix products.
 
-For plates of the sizes that a vision backbone sees (7 to a few hundred a side), a product with the cosine
+For feature maps of the sizes that a vision backbone sees (7 to a few hundred a side), a product with the cosine
 matrix runs at the speed of a matrix product, which no FFT call does, and it differentiates by itself: the
 transform is orthonormal, so its gradient is its inverse.
+
+Every transform takes float32 and float64, and on a GPU float16 and bfloat16 too, of which a CPU has no products.
 
     C[n, x] = s_n cos(pi n (x + 1/2) / N),   s_0 = sqrt(1/N),   s_n = sqrt(2/N)
 
@@ -12,26 +14,23 @@ This is ``scipy.fft.dct(type=2, norm="ortho")``; the inverse is multiplication b
 from __future__ import annotations
 
 import math
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from paddle_vheat._paddle import paddle
+from paddle_vheat.ops.lru import LRU
 
 Tensor = Any  # paddle.Tensor; in a static graph, its symbolic counterpart
 
 # A training run at one size needs at most eight matrices per dtype; multi-scale evaluation of differently
 # sized images adds two per stage and size. 128 matrices of 256 x 256 float32 are 32 MiB.
-CACHE_LIMIT = 128
-_cache: OrderedDict[tuple[int, str, str], Tensor] = OrderedDict()
-_cache_lock = threading.Lock()
+_cache = LRU(128)
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def _dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: Any) -> str:
     """Canonical name ("float32") of a dtype given as a string, a NumPy dtype or a Paddle dtype."""
     return str(dtype).rsplit(".", maxsplit=1)[-1]
 
@@ -68,31 +67,20 @@ def _basis_graph(n: Tensor | int, dtype: str) -> Tensor:
 # Paddle 2.6's to_static takes the global for a local variable of the rewritten function.
 @paddle.jit.not_to_static
 def _cached_basis(n: int, name: str) -> Tensor:
-    key = (n, name, str(paddle.framework._current_expected_place()))
-    with _cache_lock:
-        basis = _cache.get(key)
-        if basis is None:
-            # The cast goes through float32 because NumPy has no bfloat16.
-            values = _basis_numpy(n)
-            if name == "float64":
-                basis = paddle.to_tensor(values, dtype="float64")
-            else:
-                basis = paddle.to_tensor(values.astype(np.float32)).astype(name)
-            basis.stop_gradient = True
-            _cache[key] = basis
-            while len(_cache) > CACHE_LIMIT:
-                _cache.popitem(last=False)
-        else:
-            _cache.move_to_end(key)
-    return basis
+    def make() -> Tensor:
+        # NumPy has no bfloat16.
+        values = _basis_numpy(n) if name == "float64" else _basis_numpy(n).astype(np.float32)
+        return paddle.to_tensor(values).astype(name)
+
+    return _cache.get((n, name, str(paddle.framework._current_expected_place())), make)
 
 
 def cosine_basis(n: int | Tensor, dtype: Any = "float32") -> Tensor:
     """The orthonormal DCT-II matrix.
 
-    In dynamic graph mode, matrices are cached per (size, dtype, device), least recently used first out,
-    with at most ``CACHE_LIMIT`` of them. They belong to no layer: they are in no state dict and no copy or
-    pickle of a model carries them. In a static graph the matrix is computed by the graph.
+    In dynamic graph mode, the last 128 matrices are kept per (size, dtype, device). They belong to no layer: they
+    are in no state dict and no copy or pickle of a model carries them. In a static graph the matrix is computed by
+    the graph.
 
     Args:
         n: number of samples, at least 1; in a static graph it may be a scalar integer tensor.
@@ -103,12 +91,12 @@ def cosine_basis(n: int | Tensor, dtype: Any = "float32") -> Tensor:
         cached one: not to be written to.
 
     Raises:
-        ValueError: if ``n`` is below 1 (a tensor in a static graph is not checked).
-        TypeError: if ``dtype`` is not a floating-point one.
+        ValueError: if ``n`` is below 1 (a tensor in a static graph is not checked), or ``dtype`` is not a
+            floating-point one.
     """
-    name = _dtype_name(dtype)
+    name = dtype_name(dtype)
     if name not in _FLOATS:
-        raise TypeError(f"cosine_basis: expected a floating-point dtype, got {name}")
+        raise ValueError(f"cosine_basis: expected a floating-point dtype, got {name}")
     dynamic = paddle.in_dynamic_mode()
     if dynamic or isinstance(n, (int, np.integer)):
         n = int(n)
@@ -150,11 +138,19 @@ def _apply(matrix: Tensor, x: Tensor, axis: int, transpose: bool) -> Tensor:
     return paddle.matmul(matrix, x.transpose(order), transpose_x=transpose).transpose(inverse)
 
 
+def check_products(x: Tensor, caller: str) -> None:
+    """Raise a ValueError for a dtype of which there are no matrix products on the device of ``x``."""
+    name = dtype_name(x.dtype)
+    if name not in _FLOATS:
+        raise ValueError(f"{caller}: expected a floating-point input, got {name}")
+    if name.endswith("float16") and paddle.in_dynamic_mode() and x.place.is_cpu_place():
+        raise ValueError(f"{caller}: on a CPU expected float32 or float64, got {name}, of which it has no products")
+
+
 def _check_axis(x: Tensor, axis: int, caller: str) -> None:
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"{caller}: axis {axis} is out of range for an input of {x.ndim} axes {list(x.shape)}")
-    if _dtype_name(x.dtype) not in _FLOATS:
-        raise TypeError(f"{caller}: expected a floating-point input, got {_dtype_name(x.dtype)}")
+    check_products(x, caller)
 
 
 def is_empty(x: Tensor) -> bool:
@@ -163,7 +159,7 @@ def is_empty(x: Tensor) -> bool:
 
 
 def dct(x: Tensor, axis: int = -1) -> Tensor:
-    """Orthonormal DCT-II along one axis: (..., N, ...) -> (..., N, ...), same floating dtype."""
+    """Orthonormal DCT-II along one axis: (..., N, ...) -> (..., N, ...), same dtype."""
     _check_axis(x, axis, "dct")
     return x if is_empty(x) else _apply(cosine_basis(size_of(x, axis), x.dtype), x, axis, transpose=False)
 

@@ -1,6 +1,6 @@
 """The Heat Conduction Operator (HCO) of vHeat (CVPR 2025, arXiv 2405.16555, section 3).
 
-On a plate of H x W with insulated edges, the heat equation du/dt = k (u_xx + u_yy) has cosines as
+On a map of H x W with insulated edges, the heat equation du/dt = k (u_xx + u_yy) has cosines as
 eigenfunctions. Conduction for a time t is therefore: transform by the DCT-II, multiply mode (n, m) by
 exp(-k t (w_n^2 + w_m^2)) with w_n = pi n / H and w_m = pi m / W, transform back.
 """
@@ -8,13 +8,21 @@ exp(-k t (w_n^2 + w_m^2)) with w_n = pi n / H and w_m = pi m / W, transform back
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from paddle_vheat._paddle import F, nn, no_autocast, paddle
-from paddle_vheat.ops.dct import cosine_basis, is_empty, known_size, size_of
-from paddle_vheat.ops.eager import apply_linear, depthwise_then_linear
+import numpy as np
+
+from paddle_vheat._paddle import PADDLE_2, F, nn, no_autocast, paddle
+from paddle_vheat.ops.dct import check_products, cosine_basis, dtype_name, is_empty, known_size, size_of
+from paddle_vheat.ops.fold import apply_linear, become, depthwise_then_linear, int_pair
+from paddle_vheat.ops.lru import LRU
+from paddle_vheat.ops.resize import resize_bicubic
 
 Tensor = Any
+
+# Values of decay that an operator keeps in evaluation, 16 MiB: those of one size at 256 x 256 x 64, of many smaller ones.
+KEPT_VALUES = 2**22
 
 
 def squared_frequencies(height: int | Tensor, width: int | Tensor, dtype: Any = "float32") -> Tensor:
@@ -37,25 +45,38 @@ def heat_decay(thermal_diffusivity: Tensor) -> Tensor:
     finite; in this form the gradient, -w^2 exp(-k w^2), is bounded for every k >= 0.
 
     Args:
-        thermal_diffusivity: ``k``, shape (H, W, C), values of at least 0, any floating dtype. The time of
+        thermal_diffusivity: ``k``, shape (H, W, C), values from 0 to infinity, any floating dtype. The time of
             conduction is part of it.
 
     Returns:
-        Tensor (H, W, C), float32 or float64, values in [0, 1].
+        Tensor (H, W, C), float32 or float64, values in [0, 1]; 1 at mode (0, 0), for infinite k too.
+
+    Raises:
+        ValueError: for another dtype.
     """
-    k = thermal_diffusivity
+    if not thermal_diffusivity.is_floating_point():
+        raise ValueError(f"heat_decay: expected a floating-point input, got {dtype_name(thermal_diffusivity.dtype)}")
+    # The largest number of float32, as infinity times the zero of mode (0, 0) is no number.
+    return _decay(paddle.clip(_wide(thermal_diffusivity), max=float(np.finfo(np.float32).max)))
+
+
+def _wide(k: Tensor) -> Tensor:
     with no_autocast():
-        if k.dtype != paddle.float64:
-            k = k.astype("float32")
+        return k if k.dtype == paddle.float64 else k.astype("float32")
+
+
+def _decay(k: Tensor) -> Tensor:
+    with no_autocast():
         return paddle.exp(-k * squared_frequencies(size_of(k, 0), size_of(k, 1), k.dtype))
 
 
-def _dct_plate(x: Tensor, inverse: bool) -> Tensor:
+def _dct_map(x: Tensor, inverse: bool) -> Tensor:
     """DCT-II (or its inverse) over the two middle axes of (B, H, W, C).
 
     Channels last makes both passes plain matrix products without a transposition: over H the row (W, C) is
-    one long vector, over W each row of the plate is a (W, C) matrix.
+    one long vector, over W each row of the map is a (W, C) matrix.
     """
+    check_products(x, "conduct_heat")
     rows, columns = cosine_basis(size_of(x, 1), x.dtype), cosine_basis(size_of(x, 2), x.dtype)
     width, channels = known_size(x, 2), x.shape[3]
     flat = x.reshape([0, 0, -1 if width is None else width * channels])
@@ -65,7 +86,7 @@ def _dct_plate(x: Tensor, inverse: bool) -> Tensor:
 
 
 class _Transform(paddle.autograd.PyLayer):
-    """:func:`_dct_plate` that keeps nothing for its gradient, which is the opposite transform.
+    """:func:`_dct_map` that keeps nothing for its gradient, which is the opposite transform.
 
     It has one differentiable input only: Paddle refuses ``paddle.grad`` with respect to some of a PyLayer's inputs.
     """
@@ -73,7 +94,7 @@ class _Transform(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, inverse: bool) -> Tensor:
         ctx.inverse, ctx.dtype = inverse, x.dtype
-        return _dct_plate(x, inverse)
+        return _dct_map(x, inverse)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -84,21 +105,22 @@ class _Transform(paddle.autograd.PyLayer):
 def _transform(x: Tensor, inverse: bool) -> Tensor:
     if paddle.in_dynamic_mode() and not x.stop_gradient:
         return _Transform.apply(x, inverse)
-    return _dct_plate(x, inverse)
+    return _dct_map(x, inverse)
 
 
 def conduct_heat(heat: Tensor, decay: Tensor) -> Tensor:
-    """Conduct heat on a plate: transform, damp every mode, transform back.
+    """Conduct heat on a map: transform, damp every mode, transform back.
 
     Args:
-        heat: (B, H, W, C), channels last, any floating dtype. A batch of 0 gives an empty result.
+        heat: (B, H, W, C), channels last, float32 or float64, on a GPU float16 and bfloat16 too. A batch of 0 gives
+            an empty result.
         decay: (H, W, C), factor per mode and channel as from :func:`heat_decay`.
 
     Returns:
         Tensor (B, H, W, C) of the dtype of ``heat`` (under AMP, of its matrix products).
 
     Raises:
-        ValueError: if the two do not describe the same plate and channels.
+        ValueError: if the two do not describe the same map and channels, and for another dtype.
     """
     if heat.ndim != 4 or decay.ndim != 3:
         raise ValueError(
@@ -109,7 +131,7 @@ def conduct_heat(heat: Tensor, decay: Tensor) -> Tensor:
         ours, theirs = known_size(heat, axis + 1), known_size(decay, axis)
         if ours is not None and theirs is not None and ours != theirs:
             raise ValueError(
-                f"conduct_heat: the plate of heat {list(heat.shape)} is not that of decay {list(decay.shape)}"
+                f"conduct_heat: the size of heat {list(heat.shape)} is not that of decay {list(decay.shape)}"
             )
     if is_empty(heat):
         return heat
@@ -126,6 +148,21 @@ def conduct_heat(heat: Tensor, decay: Tensor) -> Tensor:
     return _transform(damped, inverse=True)
 
 
+def published_normal() -> Any:
+    """Initializer: normal of std 0.02, cut at -2 and 2 as in the published code.
+
+    Paddle 2.6 cuts at two deviations instead, which would make it narrower; a plain normal never comes near +-2.
+    """
+    return nn.initializer.Normal(std=0.02) if PADDLE_2 else nn.initializer.TruncatedNormal(std=0.02)
+
+
+def resized_embedding(embedding: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+    """A frequency embedding (H, W, C), resized bicubically to (height, width, C) where it is of another size."""
+    # Under AMP too in the embedding's own precision, as what is made of it.
+    with no_autocast():
+        return resize_bicubic(embedding, height, width)
+
+
 class HeatConduction2D(nn.Layer):
     """The Heat Conduction Operator: depthwise convolution, conduction of one half, gating by the other.
 
@@ -133,12 +170,23 @@ class HeatConduction2D(nn.Layer):
 
     Args:
         channels: number of channels C.
+        size: int or (height, width) of the feature maps that it is made for; it then owns its frequency embedding,
+            and takes maps of any size. None where several operators share one, which is given with each map.
         norm_epsilon: epsilon of the LayerNorm on the conducted heat.
-        data_format: "NHWC" (as the backbone works) or "NCHW", of input and output alike.
+        data_format: "NHWC" (as the backbone works) or "NCHW", of input and output alike; None for "NCHW" with a
+            ``size`` and "NHWC" without.
     """
 
-    def __init__(self, channels: int, norm_epsilon: float = 1e-5, data_format: str = "NHWC") -> None:
+    def __init__(
+        self,
+        channels: int,
+        size: int | Sequence[int] | None = None,
+        norm_epsilon: float = 1e-5,
+        data_format: str | None = None,
+    ) -> None:
         super().__init__()
+        if data_format is None:
+            data_format = "NHWC" if size is None else "NCHW"
         if data_format not in ("NHWC", "NCHW"):
             raise ValueError(f"HeatConduction2D: data_format must be 'NHWC' or 'NCHW', got {data_format!r}")
         self.channels = channels
@@ -148,36 +196,146 @@ class HeatConduction2D(nn.Layer):
         self.to_k = nn.Linear(channels, channels)
         self.out_norm = nn.LayerNorm(channels, epsilon=norm_epsilon)
         self.out_linear = nn.Linear(channels, channels)
+        self.frequency_embedding: Any = None
+        if size is not None:
+            shape = [*int_pair(size, "HeatConduction2D: size"), channels]
+            self.frequency_embedding = self.create_parameter(shape, default_initializer=published_normal())
 
     def decay(self, frequency_embedding: Tensor) -> Tensor:
-        """Decay of every mode, float32 (H, W, C), from the frequency embedding (H, W, C) of the stage."""
+        """Decay of every mode, float32 or float64 (H, W, C), from a frequency embedding (H, W, C)."""
         # Under AMP the product would overflow half precision long before the exponential forgives it.
         with no_autocast():
-            working = "float64" if frequency_embedding.dtype == paddle.float64 else "float32"
-            k = F.linear(
-                frequency_embedding.astype(working),
-                self.to_k.weight.astype(working),
-                self.to_k.bias.astype(working),
-            )
-            return heat_decay(F.relu(k))
+            embedding = _wide(frequency_embedding)
+            weight, bias = self.to_k.weight.astype(embedding.dtype), self.to_k.bias.astype(embedding.dtype)
+            return _decay(F.relu(F.linear(embedding, weight, bias)))
 
-    def forward(self, x: Tensor, frequency_embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
         """Apply the operator.
 
         Args:
             x: (B, H, W, C) or (B, C, H, W) as ``data_format`` says.
-            frequency_embedding: (H, W, C) of the same plate.
+            frequency_embedding: (H, W, C), resized bicubically where it is of another size than ``x``; None for
+                the operator's own.
 
         Returns:
             Tensor of the shape of ``x``.
+
+        Raises:
+            ValueError: for maps of another shape, and without any embedding.
         """
-        return self.conduct(x, self.decay(frequency_embedding))
+        embedding, height, width = self._resolve(x, frequency_embedding)
+        return self.conduct(x, self.decay(resized_embedding(embedding, height, width)))
+
+    def _resolve(self, x: Tensor, embedding: Tensor | None) -> tuple[Tensor, Any, Any]:
+        """The embedding to be used, and the size of ``x``."""
+        rows = self.data_format.index("H")
+        if x.ndim != 4 or known_size(x, self.data_format.index("C")) not in (self.channels, None):
+            raise ValueError(
+                f"HeatConduction2D: expected {self.data_format} maps of {self.channels} channels, got {list(x.shape)}"
+            )
+        embedding = self.frequency_embedding if embedding is None else embedding
+        if embedding is None:
+            raise ValueError("HeatConduction2D: made without a size, it needs a frequency embedding with each map")
+        return embedding, size_of(x, rows), size_of(x, rows + 1)
 
     def conduct(self, x: Tensor, decay: Tensor) -> Tensor:
         """The operator for a given decay (H, W, C)."""
-        planes = x if self.data_format == "NCHW" else x.transpose([0, 3, 1, 2])
-        both = depthwise_then_linear(self.dwconv, self.linear, planes)
+        both = self._project(x if self.data_format == "NCHW" else x.transpose([0, 3, 1, 2]))
         heat, gate = both[..., : self.channels], both[..., self.channels :]
         heat = self.out_norm(conduct_heat(heat, decay))
-        out = apply_linear(self.out_linear, heat * F.silu(gate))
+        out = self._mix(heat * F.silu(gate))
         return out if self.data_format == "NHWC" else out.transpose([0, 3, 1, 2])
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.linear(self.dwconv(x).transpose([0, 2, 3, 1]))
+
+    def _mix(self, x: Tensor) -> Tensor:
+        return self.out_linear(x)
+
+    def fast_form(self) -> nn.Layer:
+        """See :mod:`paddle_vheat.ops.fold`."""
+        return become(self, FastHeatConduction2D, self.dwconv, self.linear, self.out_linear)
+
+
+class _Fast(nn.Layer):
+    """What the two forms for evaluation share."""
+
+    dwconv: nn.Conv2D
+    linear: nn.Linear
+    out_linear: nn.Linear
+
+    def _project(self, x: Tensor) -> Tensor:
+        return depthwise_then_linear(self.dwconv, self.linear, x)
+
+    def _mix(self, x: Tensor) -> Tensor:
+        return apply_linear(self.out_linear, x)
+
+
+class FastHeatConduction2D(_Fast, HeatConduction2D):
+    """The operator in evaluation: the decay of an embedding is computed once for every size."""
+
+    def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
+        return (
+            self._evaluate(x, frequency_embedding)
+            if paddle.in_dynamic_mode() and not paddle.is_grad_enabled()
+            else HeatConduction2D.forward(self, x, frequency_embedding)
+        )
+
+    def _evaluate(self, x: Tensor, frequency_embedding: Tensor | None) -> Tensor:
+        embedding, height, width = self._resolve(x, frequency_embedding)
+
+        def make() -> tuple[Tensor, Tensor]:
+            return embedding, self.decay(resized_embedding(embedding, height, width))
+
+        if not embedding.persistable:  # computed for this call
+            return self.conduct(x, make()[1])
+        # The embedding is kept beside its decay, so that its id stays its own.
+        key = (id(embedding), height, width, str(embedding.dtype), str(embedding.place))
+        return self.conduct(x, self._decays.get(key, make, height * width * self.channels)[1])
+
+    @property
+    def _decays(self) -> LRU:
+        return vars(self).setdefault("_kept", LRU(KEPT_VALUES))
+
+    def frozen(self) -> nn.Layer:
+        """See :mod:`paddle_vheat.ops.fold`."""
+        if len(self._decays.items) != 1:
+            return self
+        (((embedding, decay), _),) = self._decays.items.values()
+        return FoldedHeatConduction2D(self, resized_embedding(embedding, *decay.shape[:2])).fast_form()
+
+
+class FoldedHeatConduction2D(nn.Layer):
+    """The operator for maps of one size: the decay is a constant, ``to_k`` and the embedding are gone.
+
+    Args:
+        hco: the operator, whose layers it takes over.
+        frequency_embedding: (H, W, C) at that size.
+    """
+
+    conduct, _project, _mix = HeatConduction2D.conduct, HeatConduction2D._project, HeatConduction2D._mix
+
+    def __init__(self, hco: HeatConduction2D, frequency_embedding: Tensor) -> None:
+        super().__init__()
+        for name in ("dwconv", "linear", "out_norm", "out_linear"):
+            setattr(self, name, getattr(hco, name))
+        self.channels, self.data_format = hco.channels, hco.data_format
+        with paddle.no_grad():
+            decay = hco.decay(frequency_embedding)
+        # A parameter, so that it is counted, saved and moved with the others, but never trained.
+        self.decay = self.create_parameter(decay.shape, dtype=decay.dtype)
+        self.decay.set_value(decay)
+        self.decay.stop_gradient = True
+        self.decay.trainable = False
+        self.folded_for = tuple(decay.shape[:2])
+
+    def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
+        return self.conduct(x, self.decay)
+
+    def fast_form(self) -> nn.Layer:
+        """See :mod:`paddle_vheat.ops.fold`."""
+        return become(self, FastFoldedHeatConduction2D, self.dwconv, self.linear, self.out_linear)
+
+
+class FastFoldedHeatConduction2D(_Fast, FoldedHeatConduction2D):
+    """The operator for maps of one size, in evaluation."""

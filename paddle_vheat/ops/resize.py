@@ -1,4 +1,4 @@
-"""Bicubic resizing of plates as matrix products, and a bilinear resizing that trains fast on a CPU.
+"""Bicubic resizing of maps as matrix products, and a bilinear resizing that trains fast on a CPU.
 
 Half-pixel centres (``align_corners=False``), Keys' kernel with a = -0.75, edges repeated: what PyTorch's
 ``interpolate(mode="bicubic")`` computes. Paddle's own computes the same except for a result of one row or
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat._paddle import F, paddle
-from paddle_vheat.ops.dct import size_of
+from paddle_vheat.ops.dct import check_products, size_of
 
 Tensor = Any
 _A = -0.75
@@ -64,22 +64,26 @@ def _matrix(old: int, new: int | Tensor, dtype: Any) -> Tensor:
     return _matrix_graph(old, new, dtype)
 
 
-def resize_bicubic(plate: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
+def resize_bicubic(x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
     """Resize (H, W, C) to (height, width, C), bicubically.
 
     Args:
-        plate: (H, W, C) floating-point tensor of known size.
+        x: (H, W, C) of known size, float32 or float64, on a GPU float16 and bfloat16 too.
         height, width: new size; ints, or scalar tensors in a graph of dynamic size.
 
     Returns:
-        Tensor (height, width, C) of the dtype of ``plate``; ``plate`` itself if the size is its own.
+        Tensor (height, width, C) of the dtype of ``x``; ``x`` itself if the size is its own.
+
+    Raises:
+        ValueError: for another dtype.
     """
-    old_height, old_width, channels = plate.shape
+    old_height, old_width, channels = x.shape
     if isinstance(height, int) and isinstance(width, int) and [height, width] == [old_height, old_width]:
-        return plate
-    rows = _matrix(old_height, height, plate.dtype)
-    columns = _matrix(old_width, width, plate.dtype)
-    tall = paddle.matmul(rows, plate.reshape([old_height, old_width * channels]))
+        return x
+    check_products(x, "resize_bicubic")
+    rows = _matrix(old_height, height, x.dtype)
+    columns = _matrix(old_width, width, x.dtype)
+    tall = paddle.matmul(rows, x.reshape([old_height, old_width * channels]))
     return paddle.matmul(columns, tall.reshape([size_of(tall, 0), old_width, channels]))
 
 
@@ -98,8 +102,8 @@ def _bilinear_matrix(old: int, new: int) -> np.ndarray:
 class _Bilinear(paddle.autograd.PyLayer):
     """Paddle's bilinear resizing with a backward pass by two matrix products.
 
-    Paddle's own backward scatters value by value in one thread; the products are 5 to 13 times faster
-    (``benchmarks/bilinear_backward.py``), which took a fifth off a training step of the demo.
+    Paddle's own scatters value by value in one thread; the products are 5 to 13 times faster
+    (``benchmarks/bilinear_backward.py``).
     """
 
     @staticmethod

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat._paddle import paddle
+from paddle_vheat.errors import UserError
 from paddle_vheat.models.upernet import UPerNet
 from paddle_vheat.models.vheat import VARIANTS, VHeat, VHeatClassifier, fold_model, stage_sizes
 from paddle_vheat.weights.key_map import convert_state
@@ -20,7 +21,7 @@ from paddle_vheat.weights.torch_file import read_torch_file
 RESIZE_RULES = ("bicubic", "zero_pad")
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """A checkpoint that is not one of the published layouts, or does not fit them exactly."""
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from paddle_vheat.errors import UserError
+
 _BN_NAMES = {"running_mean": "_mean", "running_var": "_variance"}
 
 # (pattern of the published name, our name); the first that matches counts. {0}, {1} ... are its groups.
@@ -88,7 +90,7 @@ def convert_state(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray
             left_over.append(name)
             continue
         if target in converted:
-            raise ValueError(f"two published parameters stand for {target!r}; the second is {name!r}")
+            raise UserError(f"two published parameters stand for {target!r}; the second is {name!r}")
         if _LINEAR.fullmatch(target) and array.ndim in (2, 4):
             array = array.reshape(array.shape[:2]).T
         converted[target] = array

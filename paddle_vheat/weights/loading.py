@@ -12,6 +12,7 @@ import numpy as np
 
 from paddle_vheat._files import write_atomically
 from paddle_vheat._paddle import paddle
+from paddle_vheat.errors import UserError
 from paddle_vheat.ops import resize_bicubic
 from paddle_vheat.weights.safe_pickle import UnsafeFileError, load_arrays
 
@@ -187,7 +188,7 @@ def fitted_values(
     if problems:
         counts = f"{len(missing)} missing, {len(left_over)} left over, {len(misshaped)} of another shape or kind"
         problems = _other_classes(layer, state) + problems
-        raise ValueError(f"{source} does not fit {type(layer).__name__} ({counts}):\n  " + "\n  ".join(problems))
+        raise UserError(f"{source} does not fit {type(layer).__name__} ({counts}):\n  " + "\n  ".join(problems))
     return report, values
 
 
@@ -267,3 +268,12 @@ def load_segmentor(model: Any, path: str | Path) -> LoadReport:
         state = {name: value for name, value in state.items() if not name.startswith(classifiers)}
         return load_state(model, state, str(path), (*classifiers, *new_head))
     return load_state(model, state, str(path), new_head)
+
+
+def live_tensors(layer: Any) -> dict[str, Any]:
+    """The parameters and persistent buffers themselves, under the names of ``state_dict()``.
+
+    After ``amp.decorate(save_dtype="float32")``, ``state_dict()`` gives cast copies, and writing to those is lost.
+    """
+    everything = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    return {name: everything.get(name, value) for name, value in layer.state_dict().items()}

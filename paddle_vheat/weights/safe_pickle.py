@@ -18,8 +18,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from paddle_vheat.errors import UserError
 
-class UnsafeFileError(ValueError):
+
+class UnsafeFileError(UserError):
     """A file that asks for code to be run, or is not what its name says."""
 
 

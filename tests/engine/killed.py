@@ -19,22 +19,25 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat._paddle import F, nn
 from paddle_vheat.engine.checkpoint import list_checkpoints, read_checkpoint
-from paddle_vheat.engine.trainer import BEST_FILES, Trainer, TrainOptions
-from tests.engine.test_trainer import ToyData, ToyTask
+from paddle_vheat.engine.optim import Recipe, Schedule, TrainOptions
+from paddle_vheat.engine.saving import BEST_FILES
+from paddle_vheat.engine.trainer import Trainer
+from tests.engine.small import SmallData, SmallTask
 
 ITERS = 24
 # What a run's folder holds at its end, apart from the records, whose name is the time.
 AT_THE_END = [".lock", "best_model", "ema_best_model", "iter_22", "iter_24", "train.log"]
 
 
-class NoisyData(ToyData):
+class NoisyData(SmallData):
     """With augmentation."""
 
     def __getitem__(self, index):
@@ -43,42 +46,26 @@ class NoisyData(ToyData):
         return item
 
 
-class NoisyTask(ToyTask):
+class NoisyTask(SmallTask):
     """With everything that a checkpoint must bring back: moments, running statistics, dropout, random numbers."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.train_dataset = NoisyData()
+    data = NoisyData()
 
-    @property
+    def make_recipe(self, lr, clip):
+        return Recipe(Schedule(0.05, "PolynomialDecay", {"end_lr": 0.0}), iters=ITERS)
+
+    @cached_property
     def model(self):
-        if "model" not in self._parts:
-            layers = nn.Conv2D(3, 4, 3, padding=1), nn.BatchNorm2D(4), nn.GELU(), nn.Dropout(0.2), nn.Conv2D(4, 3, 1)
-            self._parts["model"] = nn.Sequential(*layers)
-        return self._parts["model"]
+        layers = nn.Conv2D(3, 4, 3, padding=1), nn.BatchNorm2D(4), nn.GELU(), nn.Dropout(0.2), nn.Conv2D(4, 3, 1)
+        return nn.Sequential(*layers)
 
-    @property
-    def lr_scheduler(self):
-        if "lr" not in self._parts:
-            self._parts["lr"] = paddle.optimizer.lr.PolynomialDecay(0.05, decay_steps=ITERS, end_lr=0.0)
-        return self._parts["lr"]
-
-    @property
-    def optimizer(self):
-        if "optimizer" not in self._parts:
-            adam = paddle.optimizer.AdamW(learning_rate=self.lr_scheduler, parameters=self.model.parameters())
-            self._parts["optimizer"] = adam
-        return self._parts["optimizer"]
-
-    def forward_loss(self, model, batch):
+    def losses(self, model, batch):
         loss = F.cross_entropy(model(batch["img"]), batch["label"], axis=1) * (1 + 0.1 * random.random())
-        second = loss * float(0.1 * np.random.random())
-        return loss + second, {"first": loss, "second": second}
+        return {"first": loss, "second": loss * float(0.1 * np.random.random())}
 
-    def evaluate(self, model, **options):
-        """A score that goes up and down, so that some models are the best and some are not."""
-        score = float(abs(np.sin(100 * model[0].weight.numpy().astype(np.float64).sum())))
-        return {"score": score, "report": {"mIoU": score}, "images": 1}
+    def score(self):
+        """Goes up and down, so that some models are the best and some are not."""
+        return float(abs(np.sin(100 * self.evaluations[-1]["0.weight"].astype(np.float64).sum())))
 
 
 def train(out: Path, workers: int, task: Any = None) -> dict[str, Any]:
@@ -226,7 +213,7 @@ def lost(out: Path) -> list[str]:
         elif match := re.search(r"resumed .* at iteration (\d+)", line):
             if int(match[1]) < saved:
                 found.append(line)
-        elif ("nothing to resume" in line and saved) or "passed over" in line:
+        elif ("nothing to resume" in line and saved) or "skipped: " in line:
             found.append(line)
     return found
 
@@ -279,8 +266,9 @@ def at_every_step_of_saving(folder: Path) -> dict[str, Any]:
     for left in ("iter_20", ".iter_24.abcd_123", ".best_model.abcd_123", ".iter_22.old", ".iter_18.gone"):
         shutil.copytree(start / "iter_22", start / left)
     log = start / "train.log"
-    lines = log.read_text(encoding="utf-8").partition("/iter_22\n")
-    log.write_text(lines[0] + lines[1], encoding="utf-8")
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    end = next(i for i, line in enumerate(lines) if f"[TRAIN] iter {ITERS}/" in line)
+    log.write_text("".join(lines[:end]), encoding="utf-8")
     steps_file = folder / "steps.json"
     out = folder / "run"
     shutil.copytree(start, out)

@@ -168,7 +168,7 @@ def test_any_flipped_bit_of_the_state_is_recognised(tmp_path):
 def test_state_of_another_kind(tmp_path, content):
     folder = save(tmp_path, 5)
     (folder / "state.json").write_text(content, encoding="latin-1")
-    with pytest.raises(CheckpointError, match=r"state\.json is missing or damaged"):
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
         read_checkpoint(folder)
 
 
@@ -197,9 +197,8 @@ def test_newest_of_nothing(tmp_path):
     assert read_newest(tmp_path) == (None, None, [])
     assert read_newest(tmp_path / "absent") == (None, None, [])
     damage(save(tmp_path, 5) / "model.pdparams", "truncated")
-    folder, content, skipped = read_newest(tmp_path)
-    assert (folder, content) == (None, None)
-    assert len(skipped) == 1
+    with pytest.raises(CheckpointError, match="none of its 1 checkpoints can be resumed from"):
+        read_newest(tmp_path)
 
 
 def test_prune(tmp_path):
@@ -293,7 +292,7 @@ def test_optimizer_of_another_model():
     step(model, optimizer, 0)
     other = nn.Sequential(nn.Linear(4, 8))
     kept = {name: value.numpy() for name, value in optimizer_arrays(optimizer, model).items()}
-    with pytest.raises(CheckpointError, match=r"the optimizer's state has '1\.weight', which the model has not"):
+    with pytest.raises(CheckpointError, match=r"the optimizer's state has '1\.weight', which the model does not have"):
         restore_optimizer(paddle.optimizer.Momentum(parameters=other.parameters()), other, kept)
     with pytest.raises(CheckpointError, match="optimizer state of no parameter"):
         optimizer_arrays(optimizer, other)

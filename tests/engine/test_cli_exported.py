@@ -85,8 +85,9 @@ def test_onnx_needs_no_paddle(exported, cityscapes, tmp_path):
 
 @needs_onnx
 def test_classification(tmp_path, capsys):
-    from paddle_vheat.config import load_config
     from paddle_vheat.engine.tasks import make_task
+
+    from paddle_vheat.config import load_config
 
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paddle_vheat._paddle import nn
-from paddle_vheat.engine.ema import ExponentialMovingAverage
+from paddle_vheat.engine.hooks import ExponentialMovingAverage
 from tests.conftest import paddle
 
 

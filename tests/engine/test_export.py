@@ -7,9 +7,6 @@ import os
 import numpy as np
 import pytest
 import yaml
-
-from paddle_vheat._paddle import PADDLE_2, F
-from paddle_vheat.engine import export, export_check
 from paddle_vheat.engine.export import export_model, parse_input_shape
 from paddle_vheat.engine.export_check import (
     ONEDNN,
@@ -21,6 +18,9 @@ from paddle_vheat.engine.export_check import (
     load_runtime,
     right_onednn,
 )
+
+from paddle_vheat._paddle import PADDLE_2, F
+from paddle_vheat.engine import export, export_check
 from tests.conftest import ONEDNN_HERE, paddle, relative_error
 from tests.engine import tiny
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-
-from paddle_vheat._paddle import F, nn
-from paddle_vheat.deploy import Predictor
-from paddle_vheat.engine import export_check, export_onnx
 from paddle_vheat.engine.export import _write_pooling_as_products, export_model
 from paddle_vheat.engine.export_check import ONEDNN, ONNX, PADDLE, REDUCED, ExportError, load_runtime, program_file
 from paddle_vheat.engine.export_onnx import convert_to_onnx
 from paddle_vheat.engine.predict import predict_classes
+
+from paddle_vheat._paddle import F, nn
+from paddle_vheat.deploy import Predictor
+from paddle_vheat.engine import export_check, export_onnx
 from paddle_vheat.models import VHeatClassifier
 from paddle_vheat.ops import adaptive_average_pool
 from tests.conftest import ONEDNN_HERE, needs_onnx, paddle, relative_error

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from paddle_vheat.engine.checkpoint import list_checkpoints, read_checkpoint
-from paddle_vheat.engine.finite import NonFiniteLossError, all_finite, restore, untrained_state
+from paddle_vheat.engine.hooks import NonFiniteLossError, all_finite, restore_tensors, untrained_state
 from tests.conftest import paddle
 from tests.engine import tiny
+from tests.engine.small import SmallTask, assert_same, assert_same_checkpoint, parameters, train, trainer
 from tests.engine.test_distributed import SCRIPT, finish, launch
-from tests.engine.test_trainer import ToyTask, assert_same, assert_same_checkpoint, parameters, train, trainer
 
 
 def assert_finite_checkpoints(folder: Path) -> None:
@@ -23,7 +23,7 @@ def assert_finite_checkpoints(folder: Path) -> None:
             assert all(np.isfinite(value).all() for value in content.values())
 
 
-class Spoilt(ToyTask):
+class Spoilt(SmallTask):
     """A toy whose loss, or whose gradients alone, are NaN in some calls."""
 
     def __init__(self, at: tuple[int, ...], gradients_only: bool = False, **options) -> None:
@@ -31,30 +31,31 @@ class Spoilt(ToyTask):
         self.at = at
         self.gradients_only = gradients_only
 
-    def forward_loss(self, model, batch):
-        loss, parts = super().forward_loss(model, batch)
+    def losses(self, model, batch):
+        loss = super().losses(model, batch)["loss"]
         if self.calls in self.at:
             if not self.gradients_only:
-                return loss * float("nan"), parts
+                return {"loss": loss * float("nan")}
             # The derivative of the root is infinite at 0, times 0 is NaN; its value is 0.
             loss = loss + paddle.sqrt(model[0].weight.sum() * 0.0)
-        return loss, parts
+        return {"loss": loss}
 
 
 def test_the_files_of_the_batch_are_named(cityscapes, tmp_path):
     task = tiny.make_task(tiny.cityscapes_config(cityscapes))
-    files = {str(path) for pair in task.train_dataset.file_list for path in pair}
-    plain, calls = task.forward_loss, []
+    data = task.dataset("train")
+    files = {path for i in range(len(data)) for path in data.files(i)}
+    plain, calls = task.losses, []
 
-    def forward_loss(model, batch):
-        calls.append(batch["index"].numpy())
-        loss, parts = plain(model, batch)
-        return (loss * float("inf") if len(calls) == 3 else loss), parts
+    def losses(model, batch):
+        calls.append([meta["index"] for meta in batch["meta"]])
+        parts = plain(model, batch)
+        return {name: part * float("inf") if len(calls) == 3 else part for name, part in parts.items()}
 
-    task.forward_loss = forward_loss
+    task.losses = losses
     with pytest.raises(NonFiniteLossError, match="the loss is inf in iteration 3 ") as error:
         train(task, tmp_path, iters=4, log_iters=4, save_interval=4)
-    expected = [path for i in calls[2] for path in task.train_dataset.file_list[i]]
+    expected = [path for i in calls[2] for path in data.files(i)]
     assert {path for path in files if path in str(error.value)} == set(expected)
 
 
@@ -79,7 +80,7 @@ def test_a_skipped_step_changes_nothing_but_the_iteration(tmp_path, gradients_on
     assert_same(after["model.pdopt"], before["model.pdopt"])
     if ema:
         assert_same(after["ema_model.pdparams"], before["ema_model.pdparams"])
-    assert state["skipped_steps"] == run.skipped_steps == 1
+    assert state["skipped_steps"] == run.guard.skipped_steps == 1
     log = (tmp_path / "train.log").read_text(encoding="utf-8")
     what = "the gradients are not finite" if gradients_only else "the loss is nan"
     assert f"[SKIP] {what} in iteration 2 (lr 0.1); step skipped, 1 of at most 1; the batch is sample " in log
@@ -102,12 +103,12 @@ def test_an_interval_in_which_all_steps_are_skipped(tmp_path):
 def test_skipping_resumes_exactly(tmp_path):
     """The limit holds over a stop, and a run that was stopped equals one that was not."""
 
-    class ByIteration(ToyTask):
+    class ByIteration(SmallTask):
         """Spoils the batches with an image of index 3, whenever they come."""
 
-        def forward_loss(self, model, batch):
-            loss, parts = super().forward_loss(model, batch)
-            return (loss * float("nan") if 3 in batch["index"].numpy() else loss), parts
+        def losses(self, model, batch):
+            loss = super().losses(model, batch)["loss"]
+            return {"loss": loss * float("nan") if 3 in [meta["index"] for meta in batch["meta"]] else loss}
 
     options = {"iters": 12, "save_interval": 6, "max_skipped_steps": 3, "use_ema": True}
     train(ByIteration(), tmp_path / "straight", **options)
@@ -136,7 +137,7 @@ def test_running_statistics_are_put_back():
     before, kept = parameters(model), untrained_state([model])
     model(paddle.full([2, 3, 8, 8], float("nan")))
     assert not all(np.isfinite(value).all() for value in parameters(model).values())
-    restore(kept)
+    restore_tensors(kept)
     assert_same(parameters(model), before)
 
 
@@ -149,18 +150,18 @@ def test_all_finite(value):
 
 
 SPOIL = """
-plain, calls = task.forward_loss, []
+plain, calls = task.losses, []
 
 
 def spoilt(model, batch):
-    loss, parts = plain(model, batch)
+    parts = plain(model, batch)
     calls.append(0)
-    return (loss * float("nan") if rank == 1 and len(calls) == 2 else loss), parts
+    return {name: p * float("nan") if rank == 1 and len(calls) == 2 else p for name, p in parts.items()}
 
 
-task.forward_loss = spoilt
+task.losses = spoilt
 result = trainer.run()
-result["skipped"] = trainer.skipped_steps
+result["skipped"] = trainer.guard.skipped_steps
 """
 
 

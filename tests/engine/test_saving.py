@@ -17,14 +17,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_vheat.engine import checkpoint, trainer
-from paddle_vheat.engine.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, sole_writer
-from paddle_vheat.engine.records import continue_records
-from paddle_vheat.engine.trainer import Trainer, TrainOptions
+from paddle_vheat.engine import checkpoint, hooks, saving
+from paddle_vheat.engine.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, run_lock
+from paddle_vheat.engine.log import continue_records
+from paddle_vheat.engine.optim import TrainOptions
+from paddle_vheat.engine.trainer import Trainer
 from paddle_vheat.weights.loading import read_weights
 from tests.engine import killed, tiny
-from tests.engine.test_trainer import Signalled, ToyTask, assert_same, train
-from tests.engine.test_trainer import trainer as make_trainer
+from tests.engine.small import SmallTask, assert_same, train
+from tests.engine.small import trainer as make_trainer
+from tests.engine.test_trainer import Signalled
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +43,11 @@ class Stopped(killed.NoisyTask):
         super().__init__()
         self.iteration = iteration
 
-    def forward_loss(self, model, batch):
+    def losses(self, model, batch):
         self.iteration -= 1
         if self.iteration == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().forward_loss(model, batch)
+        return super().losses(model, batch)
 
 
 def test_stopped_anywhere_equals_straight(straight, tmp_path):
@@ -85,8 +87,8 @@ def test_the_comparison_sees_a_difference(straight, tmp_path):
 
 
 def test_a_second_sigterm_stops_at_once(tmp_path, monkeypatch):
-    assert trainer.REPEATED_SIGNAL_SECONDS > 1.0  # Paddle's launcher sends three within half a second
-    monkeypatch.setattr(trainer, "REPEATED_SIGNAL_SECONDS", 0.0)
+    assert hooks.REPEATED_SIGNAL_SECONDS > 1.0  # Paddle's launcher sends three within half a second
+    monkeypatch.setattr(hooks, "REPEATED_SIGNAL_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         train(Signalled(signal.SIGTERM, signal.SIGTERM), tmp_path)
     assert list_checkpoints(tmp_path) == []
@@ -94,7 +96,7 @@ def test_a_second_sigterm_stops_at_once(tmp_path, monkeypatch):
 
 def test_a_second_signal_while_saving_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     """The save that it breaks off leaves nothing behind."""
-    train(ToyTask(), tmp_path, iters=3)
+    train(SmallTask(), tmp_path, iters=3)
     sync = checkpoint._sync
 
     def interrupted(path):
@@ -135,16 +137,16 @@ def test_a_write_that_fails_midway(cityscapes, tmp_path):
     assert "Traceback" not in done.stderr
     assert sorted(os.listdir(out)) == names
     assert train(tiny.make_task(config), out, iters=6, resume_model="auto")["iteration"] == 6
-    assert "passed over" not in (out / "train.log").read_text(encoding="utf-8")
+    assert "skipped" not in (out / "train.log").read_text(encoding="utf-8")
 
 
 def test_a_disk_that_is_full_when_the_log_is_written(tmp_path):
     """/dev/full gives the error of a full disk, which names no file."""
-    train(ToyTask(), tmp_path, iters=3)
+    train(SmallTask(), tmp_path, iters=3)
     (tmp_path / "train.log").unlink()
     (tmp_path / "train.log").symlink_to("/dev/full")
     with pytest.raises(CheckpointError, match=r"cannot write .*train\.log: No space left on device; .*iter_3$"):
-        train(ToyTask(), tmp_path, resume_model="auto")
+        train(SmallTask(), tmp_path, resume_model="auto")
 
 
 @pytest.fixture
@@ -174,18 +176,18 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 def test_a_folder_that_becomes_read_only(shared):
-    train(ToyTask(), shared, iters=3)
+    train(SmallTask(), shared, iters=3)
     before = (shared / "iter_3" / "state.json").read_bytes()
     with read_only(shared), pytest.raises(CheckpointError) as error:
-        train(ToyTask(), shared, resume_model="auto")
+        train(SmallTask(), shared, resume_model="auto")
     assert str(error.value) == f"cannot write {shared}: Permission denied; the last checkpoint is {shared / 'iter_3'}"
     assert (shared / "iter_3" / "state.json").read_bytes() == before
-    assert train(ToyTask(), shared, resume_model="auto")["iteration"] == 6
+    assert train(SmallTask(), shared, resume_model="auto")["iteration"] == 6
 
 
 def test_a_folder_that_cannot_be_made(shared):
     with read_only(shared), pytest.raises(CheckpointError) as error:
-        train(ToyTask(), shared / "out")
+        train(SmallTask(), shared / "out")
     assert str(error.value).startswith(f"cannot write {shared / 'out'}: Permission denied; ")
 
 
@@ -194,8 +196,8 @@ def test_a_folder_that_cannot_be_made(shared):
 HOLD = """
 import sys, time
 from pathlib import Path
-from paddle_vheat.engine.checkpoint import sole_writer
-with sole_writer(Path(sys.argv[1])):
+from paddle_vheat.engine.checkpoint import run_lock
+with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -217,12 +219,12 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path):
         assert not left.exists()
         left.mkdir()  # now it is of a live run
         with pytest.raises(CheckpointError, match=rf"another run is writing there \(process {process.pid} on .*\)"):
-            train(ToyTask(), tmp_path)
+            train(SmallTask(), tmp_path)
         assert left.exists()
     finally:
         process.kill()
         process.communicate()
-    assert train(ToyTask(), tmp_path)["iteration"] == 6  # the lock has ended with the process
+    assert train(SmallTask(), tmp_path)["iteration"] == 6  # the lock has ended with the process
     assert not left.exists()
 
 
@@ -243,15 +245,15 @@ def test_only_what_is_ours_is_cleared_away(tmp_path):
         (tmp_path / name / "file").write_text("1", encoding="utf-8")
     (tmp_path / ".vdlrecords.1.log.abcd_123.tmp").write_text("1", encoding="utf-8")
     (tmp_path / ".iter_7.abcd_123").write_text("a file", encoding="utf-8")
-    with sole_writer(tmp_path) as locked:
+    with run_lock(tmp_path) as locked:
         assert locked
     assert sorted(os.listdir(tmp_path)) == sorted([*others, ".lock", ".iter_7.abcd_123"])
 
 
 def test_a_checkpoint_that_was_being_replaced_is_put_back(tmp_path):
-    train(ToyTask(), tmp_path, iters=3)
+    train(SmallTask(), tmp_path, iters=3)
     os.replace(tmp_path / "iter_3", tmp_path / ".iter_3.old")
-    assert train(ToyTask(), tmp_path, iters=3, resume_model="auto")["iteration"] == 3
+    assert train(SmallTask(), tmp_path, iters=3, resume_model="auto")["iteration"] == 3
     assert [path.name for path in list_checkpoints(tmp_path)] == ["iter_3"]
     assert "resumed" in (tmp_path / "train.log").read_text(encoding="utf-8")
 
@@ -264,7 +266,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(checkpoint.fcntl, "lockf", unsupported)
-    assert train(ToyTask(), tmp_path)["iteration"] == 6
+    assert train(SmallTask(), tmp_path)["iteration"] == 6
     assert f"note: {tmp_path} cannot be locked" in capsys.readouterr().out
     assert left.exists()
 
@@ -274,16 +276,16 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
 
 def test_the_best_changes_after_the_checkpoint(tmp_path, monkeypatch):
     """A checkpoint that cannot be written leaves the best model that the one before it knows of."""
-    train(ToyTask(scores=[0.2]), tmp_path, iters=3, do_eval=True)
+    train(SmallTask(scores=[0.2]), tmp_path, iters=3, do_eval=True)
     best = (tmp_path / "best_model" / "model.pdparams").read_bytes()
 
     def fail(*args):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "save_checkpoint", fail)
+        patch.setattr(saving, "save_checkpoint", fail)
         with pytest.raises(CheckpointError, match=r"cannot write .*iter_6: No space left on device; .*iter_3$"):
-            train(ToyTask(scores=[0.9]), tmp_path, iters=6, do_eval=True, resume_model="auto")
+            train(SmallTask(scores=[0.9]), tmp_path, iters=6, do_eval=True, resume_model="auto")
     assert (tmp_path / "best_model" / "model.pdparams").read_bytes() == best
     metrics = json.loads((tmp_path / "best_model" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics == {"iteration": 3, "mIoU": 0.2}
@@ -293,7 +295,7 @@ def test_the_best_changes_after_the_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize("left", ["nothing", "weights", "both"])
 def test_a_resume_completes_the_best_model(tmp_path, left):
     """Killed between a checkpoint and its best model; other files in the folder stay."""
-    train(ToyTask(scores=[0.1, 0.7]), tmp_path, iters=4, save_interval=2, do_eval=True)
+    train(SmallTask(scores=[0.1, 0.7]), tmp_path, iters=4, save_interval=2, do_eval=True)
     folder = tmp_path / "best_model"
     weights, metrics = read_weights(folder / "model.pdparams"), (folder / "metrics.json").read_bytes()
     if left == "nothing":
@@ -303,7 +305,7 @@ def test_a_resume_completes_the_best_model(tmp_path, left):
         (folder / "model.pdparams").write_bytes(b"of another iteration")
     else:
         (folder / "exported").mkdir()
-    train(ToyTask(scores=[0.3]), tmp_path, iters=6, save_interval=2, do_eval=True, resume_model="auto")
+    train(SmallTask(scores=[0.3]), tmp_path, iters=6, save_interval=2, do_eval=True, resume_model="auto")
     assert_same(read_weights(folder / "model.pdparams"), weights)
     assert (folder / "metrics.json").read_bytes() == metrics
     assert (folder / "exported").is_dir() == (left == "both")
@@ -371,14 +373,14 @@ class Scaler:
 
 def test_the_loss_scaler_goes_on(tmp_path):
     """Mixed precision in fp16: its scale and counters are in the checkpoint, and put back before the first step."""
-    first = make_trainer(ToyTask(), tmp_path, iters=2, save_interval=2)
-    first.scaler = Scaler(512.0, 3)
+    first = make_trainer(SmallTask(), tmp_path, iters=2, save_interval=2)
+    first.precision.scaler = Scaler(512.0, 3)
     first.run()
-    assert first.scaler.updates == 2
-    second = make_trainer(ToyTask(), tmp_path, iters=4, save_interval=2, resume_model="auto")
-    second.scaler = Scaler(1024.0, 0)
+    assert first.precision.scaler.updates == 2
+    second = make_trainer(SmallTask(), tmp_path, iters=4, save_interval=2, resume_model="auto")
+    second.precision.scaler = Scaler(1024.0, 0)
     second.run()
-    assert sorted(second.scaler.state) == sorted(first.scaler.state)
-    assert float(np.ravel(second.scaler.state["scale"])[0]) == 512.0
-    assert int(second.scaler.state["incr_count"]) == 3
-    assert second.scaler.updates == 2
+    assert sorted(second.precision.scaler.state) == sorted(first.precision.scaler.state)
+    assert float(np.ravel(second.precision.scaler.state["scale"])[0]) == 512.0
+    assert int(second.precision.scaler.state["incr_count"]) == 3
+    assert second.precision.scaler.updates == 2

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from paddle_vheat.config import ConfigError
-from paddle_vheat.engine.check import check_outputs
 from paddle_vheat.integrations import paddleseg as seg
 from paddle_vheat.weights.loading import load_weights
 from tests.conftest import paddle, relative_error
@@ -36,8 +35,8 @@ def lively(layer, seed=0):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """PaddleSeg's HRNetW48Contrast with random weights, and its checkpoint."""
-    backbone = seg.component("HRNet_W48")()
-    model = lively(seg.component("HRNetW48Contrast")(720, 19, backbone, drop_prob=0.0, proj_dim=720))
+    backbone = seg.registry()["HRNet_W48"]()
+    model = lively(seg.registry()["HRNetW48Contrast"](720, 19, backbone, drop_prob=0.0, proj_dim=720))
     path = tmp_path_factory.mktemp("published") / "model.pdparams"
     paddle.save(model.state_dict(), str(path))
     return model, path
@@ -46,9 +45,8 @@ def published(tmp_path_factory):
 def test_a_checkpoint_of_paddleseg_gives_the_same_results(published):
     """Strictly loaded; logits in evaluation, and all three outputs in training."""
     theirs, path = published
-    ours = seg.PixelContrastSegmentor(19, seg.component("HRNet_W48")(), proj_dim=720, drop_prob=0.0)
+    ours = seg.PixelContrastSegmentor(19, seg.registry()["HRNet_W48"](), proj_dim=720, drop_prob=0.0)
     report = load_weights(ours, path)
-    assert not report.fresh
     assert len(report.loaded) == len(theirs.state_dict())
     x = paddle.randn([1, 3, 64, 96])
     theirs.eval()
@@ -73,10 +71,10 @@ def test_a_checkpoint_that_does_not_fit(published, tmp_path):
     paddle.save(state, str(tmp_path / "wrong.pdparams"))
     with pytest.raises(ValueError, match=r"proj_head\.proj\.1\.weight \(nearest: proj_head\.proj\.2\.weight\)"):
         seg.PixelContrastSegmentor(
-            19, seg.component("HRNet_W48")(), proj_dim=720, pretrained=str(tmp_path / "wrong.pdparams")
+            19, seg.registry()["HRNet_W48"](), proj_dim=720, pretrained=str(tmp_path / "wrong.pdparams")
         )
     with pytest.raises(ValueError, match="of another shape"):
-        load_weights(seg.PixelContrastSegmentor(19, seg.component("HRNet_W48")(), proj_dim=256), path)
+        load_weights(seg.PixelContrastSegmentor(19, seg.registry()["HRNet_W48"](), proj_dim=256), path)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +84,13 @@ def test_a_checkpoint_that_does_not_fit(published, tmp_path):
      ("vHeat_tiny", None)],
 )  # fmt: skip
 def test_on_backbones_of_paddleseg(name, indices):
-    backbone = seg.component(name)(**({"img_size": 64, "drop_path_rate": 0.0} if name == "vHeat_tiny" else {}))
+    backbone = seg.registry()[name](**({"img_size": 64, "drop_path_rate": 0.0} if name == "vHeat_tiny" else {}))
     model = seg.PixelContrastSegmentor(5, backbone, proj_dim=16, backbone_indices=indices)
     x = paddle.randn([2, 3, 64, 96])
     logits, pair = model(x)
     assert logits.shape == [2, 5, 64, 96]
     assert pair["embed"].shape == [2, 16, *pair["seg"].shape[2:]]
-    loss = seg.component("PixelContrastLoss")(max_views=2)
+    loss = seg.registry()["PixelContrastLoss"](max_views=2)
     labels = paddle.to_tensor(np.random.default_rng(0).integers(0, 5, (2, 64, 96)))
     (logits.mean() + loss(pair, labels)).backward()
     touched = [n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
@@ -101,8 +99,6 @@ def test_on_backbones_of_paddleseg(name, indices):
 
 
 # --- from YAML --------------------------------------------------------------------------------------
-
-CONTRAST = {"type": "PixelContrastLoss", "max_views": 2, "max_samples": 200}
 
 
 @pytest.fixture(scope="module")
@@ -136,28 +132,34 @@ def test_the_loss_from_yaml_with_any_coefficient(root, tmp_path, coef):
     assert any(gradient.abs().max() > 0 for gradient in gradients) == (coef != 0)
 
 
+# --- in our task ------------------------------------------------------------------------------------
+
+
+def batch_of(task):
+    item = task.dataset("train")[0]
+    return {name: paddle.to_tensor(item[name][None]) for name in ("img", "label")}
+
+
 def test_in_our_task_it_is_the_second_part(root):
     task = tiny.make_task(tiny.contrast_config(root, 0.5))
-    item = task.train_dataset[0]
-    batch = {"img": paddle.to_tensor(item["img"][None]), "label": paddle.to_tensor(item["label"][None])}
+    batch = batch_of(task)
+    outputs = task.model(batch["img"])
     paddle.seed(1)
-    total, parts = task.forward_loss(task.model, batch)
+    parts = task.losses(lambda img: outputs, batch)
     assert list(parts) == ["loss_0", "loss_1", "loss_2"]
-    assert float(parts["loss_1"]) > 0
-    assert float(total) == pytest.approx(sum(float(part) for part in parts.values()), rel=1e-6)
+    paddle.seed(1)
+    plain = task.criteria[0][1](outputs[1], batch["label"].astype("int64"))
+    assert float(parts["loss_1"]) == pytest.approx(0.5 * float(plain), rel=1e-6)
+    assert float(plain) > 0
 
 
 def test_the_loss_at_the_wrong_position(root):
     config = tiny.contrast_config(root)
-    config["loss"]["types"] = [{"type": "CrossEntropyLoss"}, {"type": "CrossEntropyLoss"}, dict(CONTRAST)]
+    config["loss"]["types"] = [{"type": "CrossEntropyLoss"}, {"type": "CrossEntropyLoss"}, config["loss"]["types"][1]]
     task = tiny.make_task(config)
-    item = task.train_dataset[0]
-    batch = {"img": paddle.to_tensor(item["img"][None]), "label": paddle.to_tensor(item["label"][None])}
     told = r"'loss.types.1' is CrossEntropyLoss, .* \{seg, embed\}, which PixelContrast"
     with pytest.raises(ConfigError, match=told):
-        check_outputs(task)  # before the first step
-    with pytest.raises(ConfigError, match=told):
-        task.forward_loss(task.model, batch)
+        task.losses(task.model, batch_of(task))
 
 
 @pytest.mark.parametrize(("key", "value"), [("proj_dim", 9), ("num_classes", 18)])
@@ -170,35 +172,34 @@ def test_a_bank_for_another_model(root, key, value):
 def test_accumulation_is_told_to_the_warm_up(root):
     config = tiny.contrast_config(root, warmup_iters=3)
     config["accumulation"] = 4
-    assert tiny.make_task(config).losses["types"][1].calls_per_iteration == 4
+    assert tiny.make_task(config).criteria[0][1].calls_per_iteration == 4
 
 
 def test_the_models_own_names_stay_paddlesegs():
     """Both libraries have a contrast model and loss; neither replaces the other."""
     for name in ("HRNetW48Contrast", "PixelContrastCrossEntropyLoss"):
-        assert seg.component(name).__module__.startswith("paddleseg.")
+        assert seg.registry()[name].__module__.startswith("paddleseg.")
     for name in ("PixelContrastSegmentor", "UPerNetContrast", "PixelContrastLoss"):
-        assert seg.component(name).__module__.startswith("paddle_vheat.")
+        assert seg.registry()[name].__module__.startswith("paddle_vheat.")
 
 
 # --- pretrained weights, strictly -------------------------------------------------------------------
 
 
-def hrnet_config(root, pretrained=None):
-    config = tiny.cityscapes_config(root)
-    config["model"] = {"type": "PixelContrastSegmentor", "num_classes": 19, "proj_dim": 8}
-    config["model"]["backbone"] = {"type": "HRNet_W18_Small_V1", "pretrained": pretrained}
-    config["loss"] = {"types": [{"type": "CrossEntropyLoss"}, dict(CONTRAST)], "coef": [1.0, 0.1]}
-    return config
+def build(pretrained=None):
+    backbone = {"type": "HRNet_W18_Small_V1", "pretrained": pretrained}
+    block = {"type": "PixelContrastSegmentor", "num_classes": 19, "proj_dim": 8, "backbone": backbone}
+    with seg.strict_pretraining():
+        return seg.assemble(block, seg.registry(), "model")
 
 
-def test_pretrained_backbones_are_loaded_strictly(root, tmp_path):
+def test_pretrained_backbones_are_loaded_strictly(tmp_path):
     """PaddleSeg would warn of what is missing, and train on from random weights."""
-    backbone = lively(seg.component("HRNet_W18_Small_V1")())
+    backbone = lively(seg.registry()["HRNet_W18_Small_V1"]())
     state = {name: value.numpy() for name, value in backbone.state_dict().items()}
     whole = {**state, "classifier.weight": np.zeros((4, 4), np.float32)}
     paddle.save(whole, str(tmp_path / "whole.pdparams"))
-    model = tiny.make_task(hrnet_config(root, str(tmp_path / "whole.pdparams"))).model
+    model = build(str(tmp_path / "whole.pdparams"))
     for name, value in model.backbone.state_dict().items():
         assert np.array_equal(value.numpy(), state[name]), name
 
@@ -211,15 +212,15 @@ def test_pretrained_backbones_are_loaded_strictly(root, tmp_path):
         path = tmp_path / f"{case}.pdparams"
         paddle.save(copy.deepcopy(wrong), str(path))
         with pytest.raises(ValueError, match=message) as error:
-            _ = tiny.make_task(hrnet_config(root, str(path))).model
+            build(str(path))
         assert first in str(error.value)
     with pytest.raises((ValueError, OSError), match=r"none\.pdparams"):
-        _ = tiny.make_task(hrnet_config(root, str(tmp_path / "none.pdparams"))).model
+        build(str(tmp_path / "none.pdparams"))
 
 
-def test_paddlesegs_own_function_is_back_afterwards(root):
+def test_paddlesegs_own_function_is_back_afterwards():
     from paddleseg.utils import utils
 
     before = utils.load_pretrained_model
-    _ = tiny.make_task(hrnet_config(root)).model
+    build()
     assert utils.load_pretrained_model is before

@@ -1,0 +1,22 @@
+"""Image classification, configured in PaddleClas' schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def claims(config: Mapping[str, Any]) -> bool:
+    return "Arch" in config
+
+
+def add_flags(command: str, flags: Any) -> None:
+    if command == "export":
+        help_text = "what is done to the logits; default argmax for segmentation, softmax for classification"
+        flags.add("--output_op", choices=("argmax", "softmax", "none"), help=help_text)
+
+
+def make_task(config: dict[str, Any], source: str, flags: Any, problems: list[str]) -> Any:
+    from paddle_vheat.tasks.classification.task import ClassificationTask
+
+    return ClassificationTask(config, source, flags, problems)

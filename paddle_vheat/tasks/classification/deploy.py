@@ -14,12 +14,12 @@ from PIL import Image
 from paddle_vheat.config.build import did_you_mean
 from paddle_vheat.config.options import short
 from paddle_vheat.data.image_file import MAX_PIXELS, check_header
-from paddle_vheat.data.image_ops import build_ops, pipeline
 from paddle_vheat.deploy.description import Description
 from paddle_vheat.deploy.images import read_image, resize_planes
 from paddle_vheat.deploy.processor import Outputs, Run
 from paddle_vheat.deploy.scores import ScoreOptions, check_class, signature
 from paddle_vheat.errors import ConfigError
+from paddle_vheat.tasks.classification.transforms import build_ops, pipeline
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction, class_name
 
 EVALUATION_OPS = ("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "ToCHWImage")
