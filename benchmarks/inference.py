@@ -27,11 +27,11 @@ SETTINGS = configure_cpu()
 
 import _common as common  # noqa: E402
 import _plain  # noqa: E402
-
-from paddle_vheat._paddle import paddle  # noqa: E402
 from paddle_vheat.engine.export import save_program  # noqa: E402
 from paddle_vheat.engine.export_check import ONEDNN, ONNX, ONNX_FILE, PADDLE, load_runtime, program_file  # noqa: E402
 from paddle_vheat.engine.export_onnx import convert_to_onnx  # noqa: E402
+
+from paddle_vheat._paddle import paddle  # noqa: E402
 from paddle_vheat.models import create_model  # noqa: E402
 from paddle_vheat.models.analysis import count, total  # noqa: E402
 

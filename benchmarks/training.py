@@ -74,9 +74,10 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
 
 def data_speed(folder: Path) -> dict[str, float]:
     """Images per second and core of the two pipelines, on pictures of their data sets' sizes."""
-    from paddle_vheat.config import load_config
     from paddle_vheat.data.street_scenes import write_dataset
     from paddle_vheat.engine.tasks import make_task
+
+    from paddle_vheat.config import load_config
 
     configs = common.ROOT / "configs"
     root = folder / "scenes"

@@ -1,6 +1,6 @@
 """What a user's ``pip install`` gives; run by ``make test-install`` in environments that pip's resolver has filled.
 
-    python -I tests/check_installed.py seg|deploy
+python -I tests/check_installed.py seg|deploy
 """
 
 from __future__ import annotations

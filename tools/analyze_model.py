@@ -33,8 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.model:
             model = create_model(args.model, img_size=size)
         else:
-            from paddle_vheat.config import load_config
             from paddle_vheat.engine.tasks import make_task
+
+            from paddle_vheat.config import load_config
 
             model = make_task(load_config(args.config), args.config).model
             trunks = [layer for layer in model.sublayers() if isinstance(layer, VHeat)]

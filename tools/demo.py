@@ -62,13 +62,13 @@ def class_table(scores: dict[str, Any]) -> str:
 def exported_pictures(folder: Path, count: int) -> list[Any]:
     """image | truth | prediction of validation scenes, predicted by the exported model."""
     import numpy as np
+    from paddle_vheat.engine.pictures import compose_triptych
+    from paddle_vheat.engine.tasks.segmentation import SegmentationTask
     from PIL import Image
 
     from paddle_vheat.config import load_config
     from paddle_vheat.data.image_file import read_bgr
     from paddle_vheat.deploy import Predictor
-    from paddle_vheat.engine.pictures import compose_triptych
-    from paddle_vheat.engine.tasks.segmentation import SegmentationTask
 
     task = SegmentationTask(load_config(ROOT / CONFIG), CONFIG)
     predictor = Predictor(folder)
@@ -95,9 +95,8 @@ def heading(width: int) -> Any:
 def legend(width: int, columns: int = 7) -> Any:
     """The colours of the classes, RGB uint8 (H, width, 3)."""
     import numpy as np
-    from PIL import Image, ImageDraw
-
     from paddle_vheat.data.street_scenes import CLASS_NAMES, PALETTE
+    from PIL import Image, ImageDraw
 
     strip = Image.new("RGB", (width, 16 * -(-len(CLASS_NAMES) // columns)), "white")
     draw = ImageDraw.Draw(strip)

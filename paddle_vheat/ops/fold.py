@@ -20,7 +20,7 @@ hook or has been replaced by another (quantisation does so), the layers are call
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
@@ -131,9 +131,7 @@ def _are_evaluated_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
 
 def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """``layer(x)``."""
-    return (
-        _apply_linear(layer, x) if paddle.in_dynamic_mode() and _are_evaluated_on_cpu(x, layer) else layer(x)
-    )
+    return _apply_linear(layer, x) if paddle.in_dynamic_mode() and _are_evaluated_on_cpu(x, layer) else layer(x)
 
 
 def _apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
