@@ -238,7 +238,8 @@ def _train(args: argparse.Namespace, flags: TaskFlags) -> int:
     from paddle_vheat.engine.trainer import Trainer
 
     report, trainer = Report(), None
-    options = TrainOptions(**{field.name: getattr(args, field.name, None) for field in fields(TrainOptions)})
+    given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(TrainOptions)}
+    options = TrainOptions(**given)
     task = _make_task(args, flags, report)
     if not task.broken & {"model", "train"}:
         with report.collecting():

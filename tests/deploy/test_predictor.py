@@ -118,7 +118,7 @@ def test_what_a_dynamic_size_does_not_take(exported, tmp_path):
 
 @pytest.mark.parametrize("output_op", ["softmax", "none", "argmax"])
 def test_the_likeliest_classes(tmp_path, output_op):
-    from paddle_vheat.data.image_ops import build_ops, pipeline
+    from paddle_vheat.tasks.classification.transforms import build_ops, pipeline
 
     network, images = networks.classifier(), [noise(50, 60, seed=i) for i in range(3)]
     spec, task, shape = networks.classification(network, [-1, 3, 32, 32], output_op, images=[noise(48, 48)])

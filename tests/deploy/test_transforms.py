@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from paddle_vheat.data.image_ops import build_ops, pipeline
 from paddleseg import transforms as theirs
 from PIL import Image
 
 from paddle_vheat.config import ConfigError
 from paddle_vheat.tasks.classification.deploy import Processor as Classification
+from paddle_vheat.tasks.classification.transforms import build_ops, pipeline
 from paddle_vheat.tasks.segmentation.deploy import Processor as Segmentation
 from paddle_vheat.tasks.segmentation.transforms import are_known, build_transforms
 from tests.export import networks

@@ -173,7 +173,8 @@ def _component_problems(block: Any, where: str, registry: Mapping[str, Any], pro
 
 
 def _loss_problems(loss: Mapping[str, Any]) -> list[str]:
-    types, coefficients = loss.get("types"), loss.get("coef")
+    types: Any = loss.get("types")
+    coefficients: Any = loss.get("coef")
     problems = [
         f"'loss.{key}' must be a list of {what}, got {value!r}"
         for key, value, kind, what in (
@@ -328,7 +329,7 @@ def _finite(value: Any) -> bool:
 def make_recipe(options: SegmentationOptions) -> Recipe:
     """The recipe of sound options."""
     block, schedule = dict(options.optimizer), dict(options.lr_scheduler)
-    name = block.pop("type")
+    name: str = block.pop("type")
     name = _LOWER_CASE.get(name, name)
     name = "Momentum" if name == "SGD" and "momentum" in block else name
     chosen: Any = read_options(OPTIMIZERS[name], block, "optimizer")
