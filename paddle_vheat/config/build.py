@@ -49,8 +49,8 @@ def find_problems(
     """
     if not isinstance(name, str) or name not in registry:
         names = list(registry)
-        known = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:20])} and {len(names) - 20} more"
-        return [f"'{where}': nothing is called {name!r}{did_you_mean(name, registry)} (known: {known})"]
+        listed = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:20])} and {len(names) - 20} more"
+        return [f"'{where}': nothing is called {name!r}{did_you_mean(name, registry)} (known: {listed})"]
     if arguments is not None and not isinstance(arguments, Mapping):
         return [f"'{where}.{name}' must be arguments by name, got {arguments!r}"]
     taken = arguments_of(registry[name]) if callable(registry[name]) else ([], [])

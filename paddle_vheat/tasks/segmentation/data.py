@@ -58,7 +58,7 @@ class SegmentationData:
         image = np.moveaxis(item["img"], 0, -1).astype(np.uint8)
         return {
             "img": image if image.shape[2] == 3 else np.repeat(image, 3, 2),
-            "label": np.int64(item["label"]).squeeze(),
+            "label": np.asarray(item["label"], dtype=np.int64).squeeze(),
         }
 
     def check_all(self, values: list[bool]) -> list[str]:
