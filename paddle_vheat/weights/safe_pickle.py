@@ -20,7 +20,7 @@ import numpy as np
 
 
 class UnsafeFileError(ValueError):
-    """A file that asks for code to be run, or is not what its name says."""
+    """A file that asks for code to be run, or is not what its name stands for."""
 
 
 class _Dtype:
