@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from paddle_vheat.errors import UserError
 from paddle_vheat.weights.key_map import our_name
 
 
@@ -78,10 +79,10 @@ def detection_key_map(state_keys: Iterable[str]) -> dict[str, tuple[str, Transfo
             unexpected.append(name)
             continue
         if ours in taken:
-            raise ValueError(f"two published parameters stand for {ours!r}: {taken[ours]!r} and {name!r}")
+            raise UserError(f"two published parameters stand for {ours!r}: {taken[ours]!r} and {name!r}")
         taken[ours] = name
         transform = LINEAR if _LINEAR.fullmatch(name) else POINTWISE if _POINTWISE.fullmatch(name) else SAME
         found[name] = ours, transform
     if unexpected:
-        raise ValueError(f"{len(unexpected)} arrays have no place in a Mask R-CNN: {', '.join(unexpected[:10])}")
+        raise UserError(f"{len(unexpected)} arrays have no place in a Mask R-CNN: {', '.join(unexpected[:10])}")
     return found

@@ -305,12 +305,3 @@ def load_segmentor(model: Any, path: str | Path) -> LoadReport:
         state = {name: value for name, value in state.items() if not name.startswith(classifiers)}
         return load_state(model, state, str(path), (*classifiers, *new_head))
     return load_state(model, state, str(path), new_head)
-
-
-def live_tensors(layer: Any) -> dict[str, Any]:
-    """The parameters and persistent buffers themselves, under the names of ``state_dict()``.
-
-    After ``amp.decorate(save_dtype="float32")``, ``state_dict()`` gives cast copies, and writing to those is lost.
-    """
-    everything = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-    return {name: everything.get(name, value) for name, value in layer.state_dict().items()}
