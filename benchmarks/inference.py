@@ -29,9 +29,12 @@ import _common as common  # noqa: E402
 import _plain  # noqa: E402
 
 from paddle_vheat._paddle import paddle  # noqa: E402
-from paddle_vheat.engine.export import save_program  # noqa: E402
-from paddle_vheat.engine.export_check import ONEDNN, ONNX, ONNX_FILE, PADDLE, load_runtime, program_file  # noqa: E402
-from paddle_vheat.engine.export_onnx import convert_to_onnx  # noqa: E402
+from paddle_vheat.deploy import runtimes  # noqa: E402
+from paddle_vheat.deploy.scores import signature  # noqa: E402
+from paddle_vheat.engine.task import Program  # noqa: E402
+from paddle_vheat.export.onnx import convert_to_onnx  # noqa: E402
+from paddle_vheat.export.parity import ONEDNN, ONNX, PADDLE  # noqa: E402
+from paddle_vheat.export.program import save_program  # noqa: E402
 from paddle_vheat.models import create_model  # noqa: E402
 from paddle_vheat.models.analysis import count, total  # noqa: E402
 
@@ -51,12 +54,16 @@ def runner(model: Any, images: Any, runtime: str, threads: int, folder: Path) ->
     array = images.numpy()
     with paddle.no_grad():
         expected = model(images).numpy()
-    save_program(model, "none", list(array.shape), folder)
+    takes = signature("none", expected.shape[1], tuple(array.shape), per_pixel=False)
+    files = save_program(Program(model, *takes), folder)
     try:
         if runtime == ONNX:
-            convert_to_onnx(folder / program_file(folder), folder / "model.pdiparams", folder / ONNX_FILE, "logits")
-        run = load_runtime(folder, runtime, threads)
-        output = run(array)
+            convert_to_onnx(*files, folder / "model.onnx", *takes)
+            run = runtimes.load_onnx(folder / "model.onnx", takes, threads=threads)
+        else:
+            onednn = next(key for key, name in runtimes.ONEDNN_NAMES.items() if name == runtime)
+            run = runtimes.load_paddle(*files, takes, onednn=onednn, threads=threads)
+        output = run(array)["logits"]
     except (RuntimeError, ValueError) as error:
         print(f"{runtime}: {error}", file=sys.stderr)
         return None

@@ -22,7 +22,7 @@ print(configure_cpu())
 import _common as common  # noqa: E402
 
 from paddle_vheat._paddle import F, paddle  # noqa: E402
-from paddle_vheat.integrations.paddleseg import component  # noqa: E402
+from paddle_vheat.integrations.paddleseg import registry  # noqa: E402
 from paddle_vheat.losses import PixelContrastLoss  # noqa: E402
 
 IMAGES, CLASSES, HEIGHT, WIDTH = 2, 19, 128, 256
@@ -60,7 +60,7 @@ def fill(bank: Any) -> None:
 
 def compare(channels: int, rounds: int) -> dict[str, float]:
     preds, label = make_batch(channels)
-    theirs: Any = component("PixelContrastCrossEntropyLoss")
+    theirs: Any = registry()["PixelContrastCrossEntropyLoss"]
     losses = {"PaddleSeg": theirs(), "ours": PixelContrastLoss()}
     losses["ours, bank"] = PixelContrastLoss(
         temperature=0.07, max_views=1, memory_size=5000, num_classes=CLASSES, proj_dim=channels
@@ -78,7 +78,7 @@ def training_step() -> dict[str, float]:
     """Seconds of a step of HRNet_W48 with both heads at 512 x 1024, batch 1, and of the loss in it."""
     from paddle_vheat.integrations.paddleseg import PixelContrastSegmentor
 
-    backbone: Any = component("HRNet_W48")
+    backbone: Any = registry()["HRNet_W48"]
     model = PixelContrastSegmentor(num_classes=CLASSES, backbone=backbone(), proj_dim=720)
     loss, images = PixelContrastLoss(), paddle.randn([1, 3, 4 * HEIGHT, 4 * WIDTH])
     label = make_batch(8)[1][:1]

@@ -74,17 +74,21 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
 
 def data_speed(folder: Path) -> dict[str, float]:
     """Images per second and core of the two pipelines, on pictures of their data sets' sizes."""
+    import sys
+
+    sys.path.insert(0, str(common.ROOT))
+    from examples.street_scenes import write_dataset
     from paddle_vheat.config import load_config
-    from paddle_vheat.data.street_scenes import write_dataset
-    from paddle_vheat.engine.tasks import make_task
+    from paddle_vheat.tasks.classification.task import ClassificationTask
+    from paddle_vheat.tasks.segmentation.task import SegmentationTask
 
     configs = common.ROOT / "configs"
     root = folder / "scenes"
     write_dataset(root, 4, 1, (1024, 2048), seed=0, progress=False)
     config = load_config(configs / "vheat_t_cityscapes.yml")
     config["train_dataset"]["dataset_root"] = str(root)
-    task = make_task(config, "cityscapes")
-    speeds = {"Cityscapes, crop 1024x512": _speed(task.train_dataset, 24)}
+    data = SegmentationTask(config, "cityscapes").dataset("train")
+    speeds = {"Cityscapes, crop 1024x512": _speed(data, 24)}
 
     import cv2
 
@@ -96,8 +100,8 @@ def data_speed(folder: Path) -> dict[str, float]:
     config = load_config(configs / "vheat_t_imagenet.yml")
     dataset = config["DataLoader"]["Train"]["dataset"]
     dataset.update(image_root=str(pictures), cls_label_path=None)
-    task = make_task(config, "imagenet")
-    speeds["ImageNet, crop 224"] = _speed(task.train_dataset, 200)
+    config["Arch"]["class_num"] = 2
+    speeds["ImageNet, crop 224"] = _speed(ClassificationTask(config, "imagenet").dataset("train"), 200)
     return speeds
 
 

@@ -231,19 +231,16 @@ def train_parser() -> argparse.ArgumentParser:
 
 def _train(args: argparse.Namespace, flags: TaskFlags) -> int:
     _start_paddle(args)
-    from dataclasses import fields, replace
+    from dataclasses import fields
 
     from paddle_vheat.engine.data_check import Report, check_data, check_resume, try_losses
     from paddle_vheat.engine.optim import TrainOptions
     from paddle_vheat.engine.trainer import Trainer
 
     report, trainer = Report(), None
-    options = TrainOptions(**{field.name: getattr(args, field.name, None) for field in fields(TrainOptions)})
+    given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(TrainOptions)}
+    options = TrainOptions(**given)
     task = _make_task(args, flags, report)
-    if args.learning_rate is not None and not task.broken:
-        if not 0 < args.learning_rate <= 1e6:
-            raise UserError(f"--learning_rate must be above 0 and at most 1000000, got {args.learning_rate}")
-        task.recipe = replace(task.recipe, schedule=replace(task.recipe.schedule, learning_rate=args.learning_rate))
     if not task.broken & {"model", "train"}:
         with report.collecting():
             trainer = Trainer(task, options)

@@ -34,12 +34,14 @@ def main(argv: list[str] | None = None) -> int:
             model = create_model(args.model, img_size=size)
         else:
             from paddle_vheat.config import load_config
-            from paddle_vheat.engine.tasks import make_task
+            from paddle_vheat.tasks import find_task
 
-            model = make_task(load_config(args.config), args.config).model
-            trunks = [layer for layer in model.sublayers() if isinstance(layer, VHeat)]
-            if not args.size and trunks:
-                size = trunks[0].img_size
+            config = load_config(args.config)
+            task = find_task(config, args.config)[1].make_task(config, args.config, None, None)
+            model = task.build_model(pretrained=False)
+            backbones = [layer for layer in model.sublayers() if isinstance(layer, VHeat)]
+            if not args.size and backbones:
+                size = backbones[0].img_size
         training, folded = count(model, size), count(fold_model(model, size), size)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -30,9 +30,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def report(args: argparse.Namespace) -> None:
     if args.pixels < 2:
         raise ValueError(f"--pixels must be at least 2, got {args.pixels}")
+    from paddle_vheat._files import write_atomically
     from paddle_vheat.cli import load_checkpoint
     from paddle_vheat.config import load_config
-    from paddle_vheat._files import write_atomically
     from paddle_vheat.errors import UserError
     from paddle_vheat.tasks import find_task
     from paddle_vheat.tasks.segmentation import embedding

@@ -49,21 +49,21 @@ def find_problems(
     """
     if not isinstance(name, str) or name not in registry:
         names = list(registry)
-        known = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:20])} and {len(names) - 20} more"
-        return [f"'{where}': nothing is called {name!r}{did_you_mean(name, registry)} (known: {known})"]
+        listed = ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:20])} and {len(names) - 20} more"
+        return [f"'{where}': nothing is called {name!r}{did_you_mean(name, registry)} (known: {listed})"]
     if arguments is not None and not isinstance(arguments, Mapping):
         return [f"'{where}.{name}' must be arguments by name, got {arguments!r}"]
-    taken = arguments_of(registry[name])
+    taken = arguments_of(registry[name]) if callable(registry[name]) else ([], [])
     if taken is None:
         return []
-    known, required = [list(names) for names in taken]
+    known, required = taken
     problems = [
         f"'{where}.{key}': {name} has no such argument{did_you_mean(key, known)}"
         for key in arguments or {}
         if key not in known
     ]
-    absent = [key for key in required if key not in (arguments or {}) and key not in set(given)]
-    return problems + [f"'{where}.{key}': {name} needs this argument" for key in absent]
+    absent = [argument for argument in required if argument not in (arguments or {}) and argument not in set(given)]
+    return problems + [f"'{where}.{argument}': {name} needs this argument" for argument in absent]
 
 
 def build(
@@ -96,11 +96,16 @@ def build_list(
     for i, entry in enumerate(entries):
         try:
             name, arguments = split(entry)
-            built.append(build(name, arguments, registry, f"{where}.{i}"))
-        except ConfigError as error:
-            problems += error.problems
         except ValueError as error:
             problems.append(f"'{where}.{i}' {error}")
+            continue
+        wrong = find_problems(name, arguments, registry, f"{where}.{i}")
+        if not wrong:
+            try:
+                built.append(build(name, arguments, registry, f"{where}.{i}"))
+            except ConfigError as error:
+                wrong = error.problems
+        problems += wrong
     if problems:
         raise ConfigError(problems[0]) if len(problems) == 1 else ConfigError(where, problems)
     return built

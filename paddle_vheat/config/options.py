@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from paddle_vheat.config.build import did_you_mean, unknown_keys
 from paddle_vheat.errors import ConfigError
@@ -90,15 +90,16 @@ def read_options(cls: type[T], block: Any, where: str = "", problems: list[str] 
 
 def check_value(value: Any, field: Any, where: str, problems: list[str]) -> Any:
     """The value in the field's kind; a text into ``problems`` if it is none."""
-    rule = field.metadata
+    rule: Mapping[str, Any] = field.metadata
     if value is None and field.default is None:
         return None
     if dataclasses.is_dataclass(rule["kind"]):
-        return read_options(rule["kind"], value, where, problems)
+        return read_options(cast(type, rule["kind"]), value, where, problems)
     if rule["kind"] is list and rule["items"] is not None:
         right = isinstance(value, (list, tuple)) and rule["length"] in (None, len(value))
         if right and dataclasses.is_dataclass(rule["items"]):
-            return [read_options(rule["items"], item, f"{where}.{i}", problems) for i, item in enumerate(value)]
+            kind = cast(type, rule["items"])
+            return [read_options(kind, item, f"{where}.{i}", problems) for i, item in enumerate(value)]
         if right and all(_is(item, rule["items"]) and _in_range(item, rule) for item in value):
             return [rule["items"](item) for item in value]
     elif _is(value, rule["kind"]) and _in_range(value, rule):

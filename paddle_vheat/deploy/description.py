@@ -21,26 +21,20 @@ Shape = tuple[Any, ...]  # N, C, H, W; None for what is decided at run time
 
 FILE = "deploy.yaml"
 MAX_BATCH = 4096
-DTYPES = ("float32", "float16", "int32", "int64", "uint8", "bool")
 
 
 @dataclass(frozen=True)
 class Tensors:
     """An input or output of a program: name, length (None: any) and name of each axis, dtype."""
 
-    name: str = option(str)
-    shape: tuple[int | None, ...] = option(list, items=int, min=-1)
-    axes: tuple[str, ...] = option(list, items=str)
-    dtype: str = option(str, "float32", choices=DTYPES)
+    name: str
+    shape: tuple[int | None, ...]
+    axes: tuple[str, ...]
+    dtype: str = "float32"
 
     def __str__(self) -> str:
         sizes = [axis if length is None else str(length) for axis, length in zip(self.axes, self.shape)]
         return f"{self.name} {self.dtype} [{', '.join(sizes)}]"
-
-    def plain(self) -> dict[str, Any]:
-        """For YAML, with -1 for any length."""
-        shape = [-1 if length is None else length for length in self.shape]
-        return {"name": self.name, "dtype": self.dtype, "axes": list(self.axes), "shape": shape}
 
 
 class Signature(NamedTuple):
@@ -64,25 +58,26 @@ class Description:
         input_shape: N C H W, None for what is decided at run time (H and W both or neither).
         min_size: smallest height and width in pixels that the model takes.
         options: what the task's processor needs to know; :meth:`read` checks them.
+        options_at: where they are in the file, for messages.
         model, params, onnx: file names of the Paddle and ONNX programs, by the program's name.
-        programs: what was exported, by the program's name; {} in exports of before there could be several.
+        programs: signatures of what was exported, by the program's name; {} in exports of before there were several.
         onednn: how much of oneDNN gave the right results when the export was checked: "full", "reduced" or "off".
         checked_on: versions of the runtimes that the export was checked with, by package name.
     """
 
     path: Path
     task: str
-    transforms: list[dict[str, Any]]
+    transforms: Sequence[Mapping[str, Any]]
     input_shape: Shape
     min_size: int
-    options: dict[str, Any]
+    options: Mapping[str, Any]
     options_at: str
-    model: dict[str, str]
-    params: dict[str, str]
-    onnx: dict[str, str]
-    programs: dict[str, Signature]
+    model: Mapping[str, str]
+    params: Mapping[str, str]
+    onnx: Mapping[str, str]
+    programs: Mapping[str, str]
     onednn: str
-    checked_on: dict[str, str]
+    checked_on: Mapping[str, str]
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -104,25 +99,19 @@ class Description:
 
 
 @dataclass(frozen=True)
-class _Program:
-    inputs: list[Tensors] = option(list, items=Tensors)
-    outputs: list[Tensors] = option(list, items=Tensors)
-
-
-@dataclass(frozen=True)
 class _Deploy:
     task: str = option(str)
-    input_shape: list[int] = option(list, items=int, length=4, min=-1)
-    options: dict[str, Any] = option(dict)
-    transforms: list[dict[str, Any]] = option(list, [], items=dict)
-    programs: dict[str, Any] = option(dict, {})
-    model: dict[str, str] = option(dict, {})
-    params: dict[str, str] = option(dict, {})
-    onnx: dict[str, str] = option(dict, {})
+    input_shape: Sequence[int] = option(list, items=int, length=4, min=-1)
+    options: Mapping[str, Any] = option(dict)
+    transforms: Sequence[dict[str, Any]] = option(list, [], items=dict)
+    programs: Mapping[str, Any] = option(dict, {})
+    model: Mapping[str, str] = option(dict, {})
+    params: Mapping[str, str] = option(dict, {})
+    onnx: Mapping[str, str] = option(dict, {})
     opset: int | None = option(int, None)
     min_size: int = option(int, 1, min=1, max=MAX_PIXELS)
     onednn: str = option(str, "off", choices=tuple(ONEDNN_NAMES))
-    checked_on: dict[str, str] = option(dict, {})
+    checked_on: Mapping[str, str] = option(dict, {})
 
 
 def read_description(folder: str | Path) -> Description:
@@ -146,15 +135,14 @@ def read_description(folder: str | Path) -> Description:
     deploy = read_options(_Deploy, block, "Deploy", problems)
     if deploy is not None:
         problems += _shape_problems(deploy.input_shape) + _file_problems(path, deploy)
-        if not all(isinstance(text, str) for pair in deploy.checked_on.items() for text in pair):
-            problems.append(f"'Deploy.checked_on' must be package names and versions, got {short(deploy.checked_on)}")
-        programs = {name: _signature(program, f"Deploy.programs.{name}", problems)
-                    for name, program in deploy.programs.items()}  # fmt: skip
+        for key in ("checked_on", "programs"):
+            if not all(isinstance(text, str) for pair in getattr(deploy, key).items() for text in pair):
+                problems.append(f"'Deploy.{key}' must be a text for each name, got {short(getattr(deploy, key))}")
     if problems or deploy is None:
         raise _error(path, problems)
     taken = {field.name: getattr(deploy, field.name) for field in dataclasses.fields(deploy) if field.name != "opset"}
-    shape = _free(deploy.input_shape)
-    return Description(path=path, options_at=options_at, **{**taken, "input_shape": shape, "programs": programs})
+    taken["input_shape"] = tuple(None if length < 0 else length for length in deploy.input_shape)
+    return Description(path=path, options_at=options_at, **taken)
 
 
 def _error(path: Path, problems: Sequence[str]) -> ConfigError:
@@ -177,27 +165,10 @@ def _in_this_layout(block: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return {**block, "options": options}, "Deploy"
 
 
-def _free(shape: Iterable[int]) -> Shape:
-    return tuple(None if length < 0 else length for length in shape)
-
-
-def _signature(program: Any, where: str, problems: list[str]) -> Signature:
-    read = read_options(_Program, program, where, problems)
-    if read is None:
-        return Signature((), ())
-    sides = [
-        tuple(dataclasses.replace(tensors, shape=_free(tensors.shape), axes=tuple(tensors.axes)) for tensors in side)
-        for side in (read.inputs, read.outputs)
-    ]
-    if any(len(tensors.shape) != len(tensors.axes) for side in sides for tensors in side):
-        problems.append(f"'{where}' must have one name in 'axes' for each length in 'shape'")
-    return Signature(*sides)
-
-
-def _shape_problems(shape: list[int]) -> list[str]:
-    batch, channels, height, width = shape
+def _shape_problems(shape: Sequence[int]) -> list[str]:
+    _, channels, height, width = shape
     if 0 in shape or channels < 0 or (height < 0) != (width < 0):
-        return [f"'Deploy.input_shape' must be [N, C, H, W], -1 for what is decided at run time, got {shape}"]
+        return [f"'Deploy.input_shape' must be [N, C, H, W], -1 for what is decided at run time, got {list(shape)}"]
     problem = size_problem(shape)
     return [f"'Deploy.input_shape' {problem}"] if problem else []
 

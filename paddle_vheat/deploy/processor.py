@@ -118,9 +118,9 @@ def make_processor(description: Description) -> Processor:
                 f"{', '.join(processor.programs)}"
             )
     for name, stored in description.programs.items():
-        if name in processor.programs and stored != processor.programs[name]:
+        if name in processor.programs and stored != str(processor.programs[name]):
             raise description.error(
-                f"'Deploy.programs.{name}' is {short(str(stored))}, but '{description.options_at}' means "
+                f"'Deploy.programs.{name}' is {short(stored)}, but '{description.options_at}' means "
                 f"{processor.programs[name]}"
             )
     return processor

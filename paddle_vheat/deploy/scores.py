@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paddle_vheat.config.options import option
@@ -16,7 +17,7 @@ class ScoreOptions:
 
     num_classes: int = option(int, min=1, max=1 << 20)
     output_op: str = option(str, choices=tuple(OUTPUT_NAMES))
-    class_names: list[str] | None = option(list, None, items=str)
+    class_names: Sequence[str] | None = option(list, None, items=str)
 
     def wrong_lengths(self, where: str) -> list[str]:
         """A problem for each list that should have an entry for each class."""

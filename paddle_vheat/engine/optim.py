@@ -106,6 +106,7 @@ class TrainOptions:
 
     iters: int | None = None
     batch_size: int | None = None
+    learning_rate: float | None = None
     accumulation: int | None = None
     save_interval: int | None = None
     precision: str | None = None
@@ -128,6 +129,9 @@ class TrainOptions:
         for name, low in lowest.items():
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), low, 2**63 - 1)
+        rate = self.learning_rate
+        if rate is not None and not 0 < rate <= 1e6:
+            raise UserError(f"learning_rate must be above 0 and at most 1000000, got {rate}")
         if self.num_workers is not None:
             check_workers(self.num_workers, "num_workers")
         if self.early_stop_intervals is not None and not self.do_eval:
@@ -136,6 +140,8 @@ class TrainOptions:
     def applied_to(self, recipe: Recipe) -> Recipe:
         names = ("iters", "batch_size", "accumulation", "precision", "amp_level", "num_workers")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.learning_rate is not None:
+            given["schedule"] = replace(recipe.schedule, learning_rate=self.learning_rate)
         if self.save_interval is not None:
             given.update(save_interval=self.save_interval, eval_interval=None)
         if self.use_ema and recipe.ema_decay is None:

@@ -165,11 +165,7 @@ def _save(spec: ExportSpec, folder: Path, model_format: str) -> dict[str, Any]:
                 deploy["opset"] = convert_to_onnx(*files, target, program.inputs, program.outputs)
                 deploy.setdefault("onnx", {})[name] = target.name
             deploy["onnx"] = _plain(deploy["onnx"])
-    sides = Signature._fields
-    deploy["programs"] = {
-        name: {side: [tensors.plain() for tensors in getattr(program, side)] for side in sides}
-        for name, program in programs.items()
-    }
+    deploy["programs"] = {name: str(Signature(program.inputs, program.outputs)) for name, program in programs.items()}
     return deploy
 
 
@@ -192,8 +188,6 @@ def _verdict(differences: Sequence[Difference], names: Sequence[str], say: Calla
 
 
 def _write_yaml(folder: Path, deploy: Mapping[str, Any]) -> None:
-    text = yaml.safe_dump(
-        {"Deploy": deploy}, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120
-    )
+    text = yaml.safe_dump({"Deploy": deploy}, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
     with naming(folder / FILE):
         (folder / FILE).write_text(text, encoding="utf-8")

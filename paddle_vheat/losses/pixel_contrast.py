@@ -65,7 +65,7 @@ class PixelContrastLoss(nn.Layer):
         proj_dim: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
+        for name, value, minimum in (
             ("max_samples", max_samples, 1),
             ("max_views", max_views, 1),
             ("warmup_iters", warmup_iters, 0),
@@ -73,7 +73,7 @@ class PixelContrastLoss(nn.Layer):
             ("pixel_update_freq", pixel_update_freq, 1),
             ("ignore_index", ignore_index, -(2**31)),
         ):
-            check_whole_number(f"PixelContrastLoss: {name}", value, least)
+            check_whole_number(f"PixelContrastLoss: {name}", value, minimum)
         for name, number in (("temperature", temperature), ("base_temperature", base_temperature)):
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
                 raise ValueError(f"PixelContrastLoss: {name} must be a number of more than 0, got {number!r}")

@@ -56,8 +56,8 @@ class GroupedPixels:
     """The pixels of a batch in groups, each in random order.
 
     There is a group for every image, class and kind: group ``2 * (image * num_classes + class)`` holds the hard
-    pixels (wrongly predicted), the one after it the easy ones. Pixels that are ignored, or labelled with what is no
-    class, come last and are in no group.
+    pixels (wrongly predicted), the one after it the easy ones. Pixels that are ignored, or whose label is
+    invalid, come last and are in no group.
 
     Attributes:
         order: int64 (N * P,), positions in the flattened batch, group after group.
@@ -82,9 +82,9 @@ def group_pixels(labels: Tensor, predictions: Tensor, num_classes: int, ignore_i
     easy = (labels == predictions).astype("int64")
     group = 2 * (image * num_classes + labels) + easy
     groups = 2 * images * num_classes
-    no_class = paddle.logical_or(labels < 0, labels >= num_classes)
-    no_class = paddle.logical_or(no_class, labels == ignore_index)
-    group = paddle.where(no_class, paddle.full_like(group, groups), group).flatten()
+    outside = paddle.logical_or(labels < 0, labels >= num_classes)
+    outside = paddle.logical_or(outside, labels == ignore_index)
+    group = paddle.where(outside, paddle.full_like(group, groups), group).flatten()
     # A random number of its own makes every key unique, so the order is uniform in each group without relying on
     # a stable sort.
     keys = group * total + paddle.randperm(total)
@@ -141,8 +141,8 @@ def sample_anchors(pixels: GroupedPixels, num_classes: int, max_samples: int, ma
     passed = paddle.cumsum(takes_part)  # how many pairs take part up to here
     pairs = passed[-1:]
     # Paddle 2.6 does not divide a number by a tensor without remainder.
-    most = paddle.full_like(pairs, max_samples) // paddle.clip(pairs, min=1)
-    views = paddle.clip(most, min=1, max=max_views)
+    affordable = paddle.full_like(pairs, max_samples) // paddle.clip(pairs, min=1)
+    views = paddle.clip(affordable, min=1, max=max_views)
     kept_hard = paddle.minimum(paddle.maximum(views // 2, views - easy), hard)
 
     # As many as could be filled: a pair gives max_views at most, and one at least.

@@ -20,7 +20,7 @@ hook or has been replaced by another (quantisation does so), the layers are call
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
@@ -67,11 +67,12 @@ def fold(model: Any, size: int | Sequence[int] | None = None) -> Any:
     for layer in owners:
         layer.fold_for(size)
     folded = _replaced(folded, "fast_form")
-    # Operators of another network: what size their maps have is seen by running it.
-    operators = [layer for layer in folded.sublayers(include_self=True) if hasattr(layer, "frozen")]
-    if operators:
+    if any(hasattr(layer, "frozen") for layer in folded.sublayers(include_self=True)):
+        # Operators of another network: what sizes their maps have is seen by running it.
+        convolutions = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, nn.Conv2D)]
+        channels = getattr(model, "in_channels", convolutions[0]._in_channels)
         with paddle.no_grad():
-            folded(paddle.zeros([1, getattr(model, "in_channels", 3), *size], folded.parameters()[0].dtype))
+            folded(paddle.zeros([1, channels, *size], convolutions[0].weight.dtype))
     elif not owners:
         raise ValueError(f"fold: {type(model).__name__} holds no heat conduction operator")
     return _replaced(folded, "frozen")
@@ -131,9 +132,7 @@ def _are_evaluated_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
 
 def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """``layer(x)``."""
-    return (
-        _apply_linear(layer, x) if paddle.in_dynamic_mode() and _are_evaluated_on_cpu(x, layer) else layer(x)
-    )
+    return _apply_linear(layer, x) if paddle.in_dynamic_mode() and _are_evaluated_on_cpu(x, layer) else layer(x)
 
 
 def _apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -254,24 +254,10 @@ class HeatConduction2D(nn.Layer):
 
     def fast_form(self) -> nn.Layer:
         """See :mod:`paddle_vheat.ops.fold`."""
-        return become(self, FastHeatConduction2D, self.dwconv, self.linear, self.out_linear)
+        return become(become(self, KeptHeatConduction2D), FastHeatConduction2D, *_parts(self))
 
 
-class _Fast(nn.Layer):
-    """What the two forms for evaluation share."""
-
-    dwconv: nn.Conv2D
-    linear: nn.Linear
-    out_linear: nn.Linear
-
-    def _project(self, x: Tensor) -> Tensor:
-        return depthwise_then_linear(self.dwconv, self.linear, x)
-
-    def _mix(self, x: Tensor) -> Tensor:
-        return apply_linear(self.out_linear, x)
-
-
-class FastHeatConduction2D(_Fast, HeatConduction2D):
+class KeptHeatConduction2D(HeatConduction2D):
     """The operator in evaluation: the decay of an embedding is computed once for every size."""
 
     def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
@@ -319,7 +305,7 @@ class FoldedHeatConduction2D(nn.Layer):
         super().__init__()
         for name in ("dwconv", "linear", "out_norm", "out_linear"):
             setattr(self, name, getattr(hco, name))
-        self.channels, self.data_format = hco.channels, hco.data_format
+        self.channels, self.data_format, self.training = hco.channels, hco.data_format, hco.training
         with paddle.no_grad():
             decay = hco.decay(frequency_embedding)
         # A parameter, so that it is counted, saved and moved with the others, but never trained.
@@ -334,8 +320,30 @@ class FoldedHeatConduction2D(nn.Layer):
 
     def fast_form(self) -> nn.Layer:
         """See :mod:`paddle_vheat.ops.fold`."""
-        return become(self, FastFoldedHeatConduction2D, self.dwconv, self.linear, self.out_linear)
+        return become(self, FastFoldedHeatConduction2D, *_parts(self))
+
+
+def _parts(layer: Any) -> tuple[nn.Layer, ...]:
+    return layer.dwconv, layer.linear, layer.out_linear
+
+
+class _Fast(nn.Layer):
+    """What has a faster form on a CPU."""
+
+    dwconv: nn.Conv2D
+    linear: nn.Linear
+    out_linear: nn.Linear
+
+    def _project(self, x: Tensor) -> Tensor:
+        return depthwise_then_linear(self.dwconv, self.linear, x)
+
+    def _mix(self, x: Tensor) -> Tensor:
+        return apply_linear(self.out_linear, x)
+
+
+class FastHeatConduction2D(_Fast, KeptHeatConduction2D):
+    """The operator in evaluation, in the faster form."""
 
 
 class FastFoldedHeatConduction2D(_Fast, FoldedHeatConduction2D):
-    """The operator for maps of one size, in evaluation."""
+    """The operator for maps of one size, in the faster form."""

@@ -35,12 +35,12 @@ class Published:
     weights: str  # which weights of the file: "model", "model_ema", "state_dict", ...
     state: dict[str, np.ndarray]  # published names, without prefixes that mean nothing
     dropped: dict[str, str] = field(default_factory=dict)  # what was not converted, and why
-    trunk: dict[str, Any] = field(default_factory=dict)  # arguments of VHeat
+    backbone: dict[str, Any] = field(default_factory=dict)  # arguments of VHeat
     num_classes: int | None = None
 
     @property
     def img_size(self) -> tuple[int, int]:
-        return self.trunk["img_size"]
+        return self.backbone["img_size"]
 
 
 def _is_state(value: Any) -> bool:
@@ -52,7 +52,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _pick_state(content: Any, ema: bool, path: Path) -> tuple[str, dict[str, np.ndarray], dict[str, str]]:
-    """Find the weights in a checkpoint, and say what else it holds."""
+    """The weights in a checkpoint, and what else it holds."""
     if not isinstance(content, Mapping):
         raise ConversionError(f"{path}: expected a dict, got {type(content).__name__}")
     if _is_state(content):
@@ -80,7 +80,7 @@ def _strip(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return state
 
 
-def _describe_trunk(state: Mapping[str, np.ndarray], prefix: str, path: Path) -> tuple[dict[str, Any], bool]:
+def _describe_backbone(state: Mapping[str, np.ndarray], prefix: str, path: Path) -> tuple[dict[str, Any], bool]:
     """Arguments of VHeat that the names and shapes stand for, and whether the form is folded."""
     names = [name[len(prefix) :] for name in state if name.startswith(prefix)]
     try:
@@ -99,7 +99,7 @@ def _describe_trunk(state: Mapping[str, np.ndarray], prefix: str, path: Path) ->
         raise ConversionError(f"{path}: neither the training form (freq_embed) nor the folded one (k_exp)")
     height, width = state[f"{prefix}{first}"].shape[:2]
     post_norm = "layers.0.0.gamma1" in names
-    trunk = {
+    backbone = {
         "embed_dim": embed_dim,
         "depths": depths,
         "post_norm": post_norm,
@@ -108,15 +108,15 @@ def _describe_trunk(state: Mapping[str, np.ndarray], prefix: str, path: Path) ->
         "in_channels": in_channels,
         "drop_path_rate": 0.0,
     }
-    return trunk, folded
+    return backbone, folded
 
 
-def _variant_name(trunk: Mapping[str, Any]) -> str:
+def _variant_name(backbone: Mapping[str, Any]) -> str:
     for name, variant in VARIANTS.items():
         if (variant.embed_dim, variant.depths, variant.post_norm) == (
-            trunk["embed_dim"],
-            trunk["depths"],
-            trunk["post_norm"],
+            backbone["embed_dim"],
+            backbone["depths"],
+            backbone["post_norm"],
         ):
             return name
     return "custom"
@@ -136,7 +136,7 @@ def read_published(path: str | Path, ema: bool = False) -> Published:
     weights, state, dropped = _pick_state(read_torch_file(path), ema, path)
     state = _strip(state)
     prefix = "backbone." if any(name.startswith("backbone.") for name in state) else ""
-    trunk, folded = _describe_trunk(state, prefix, path)
+    backbone, folded = _describe_backbone(state, prefix, path)
     if any(name.startswith("decode_head.") for name in state):
         kind, num_classes = "segmentation", int(state["decode_head.conv_seg.weight"].shape[0])
     elif any(name.startswith(("neck.", "rpn_head.", "roi_head.")) for name in state):
@@ -149,34 +149,34 @@ def read_published(path: str | Path, ema: bool = False) -> Published:
     elif "classifier.3.weight" in state:
         kind, num_classes = "classification", int(state["classifier.3.weight"].shape[0])
     else:
-        raise ConversionError(f"{path}: a vHeat trunk, but neither a classifier, a segmentor nor a detector")
+        raise ConversionError(f"{path}: a vHeat backbone, but neither a classifier, a segmentor nor a detector")
     counters = [name for name in state if name.endswith(".num_batches_tracked")]
     if counters:
         dropped[f"*.num_batches_tracked ({len(counters)} counters)"] = "no counterpart in Paddle"
         state = {n: v for n, v in state.items() if n not in set(counters)}
-    return Published(kind, _variant_name(trunk), folded, weights, state, dropped, trunk, num_classes)
+    return Published(kind, _variant_name(backbone), folded, weights, state, dropped, backbone, num_classes)
 
 
 def build_model(published: Published) -> Any:
     """The model of ours that a published checkpoint is for, with random weights."""
-    state, trunk = published.state, published.trunk
+    state, backbone = published.state, published.backbone
     if published.kind == "classification":
-        model: Any = VHeatClassifier(num_classes=published.num_classes or 0, **trunk)
+        model: Any = VHeatClassifier(num_classes=published.num_classes or 0, **backbone)
     elif published.kind == "segmentation":
         auxiliary = state.get("auxiliary_head.conv_seg.weight")
         model = UPerNet(
             published.num_classes or 0,
-            VHeat(**trunk),
+            VHeat(**backbone),
             channels=int(state["decode_head.conv_seg.weight"].shape[1]),
             aux_channels=0 if auxiliary is None else int(auxiliary.shape[1]),
         )
     else:
-        model = VHeat(**trunk)
+        model = VHeat(**backbone)
     return fold_model(model, published.img_size) if published.folded else model
 
 
 def zero_pad(embedding: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A frequency embedding (H, W, C) for a larger plate: zeros for the frequencies that are new."""
+    """A frequency embedding (H, W, C) for larger maps: zeros for the frequencies that are new."""
     if height < embedding.shape[0] or width < embedding.shape[1]:
         raise ConversionError(
             f"zero padding is for larger sizes: an embedding of {embedding.shape[0]} x {embedding.shape[1]} cannot "
@@ -187,7 +187,7 @@ def zero_pad(embedding: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def convert(published: Published, img_size: int | None = None, resize: str = "bicubic") -> tuple[Any, LoadReport]:
-    """Our model with a published checkpoint's weights; nothing missing, nothing left over.
+    """Our model with a published checkpoint's weights; without missing or unexpected keys.
 
     Args:
         published: as from :func:`read_published`; its ``state`` is used up, so that the file's arrays and a
@@ -201,11 +201,11 @@ def convert(published: Published, img_size: int | None = None, resize: str = "bi
     """
     if resize not in RESIZE_RULES:
         raise ConversionError(f"resize: expected one of {', '.join(RESIZE_RULES)}, got {resize!r}")
-    state, left_over = convert_state(published.state)
+    state, unexpected = convert_state(published.state)
     if published.kind == "detection":
         state = {name[len("backbone.") :]: value for name, value in state.items()}
-    if left_over:
-        raise ConversionError(f"{len(left_over)} arrays have no place in a vHeat model: {', '.join(left_over[:10])}")
+    if unexpected:
+        raise ConversionError(f"{len(unexpected)} unexpected keys: {', '.join(unexpected[:10])}")
     if img_size is not None:
         if published.folded:
             raise ConversionError("a folded checkpoint cannot be resized; convert the training form")
@@ -214,7 +214,7 @@ def convert(published: Published, img_size: int | None = None, resize: str = "bi
                 for name in state:
                     if name.endswith(f"stages.{i}{EMBEDDING_SUFFIX}"):
                         state[name] = zero_pad(state[name], height, width)
-        published.trunk["img_size"] = (img_size, img_size)
+        published.backbone["img_size"] = (img_size, img_size)
     model = build_model(published)
     try:
         report = load_state(model, state, "the checkpoint")

@@ -16,7 +16,7 @@ from paddle_vheat.errors import UserError
 _BN_NAMES = {"running_mean": "_mean", "running_var": "_variance"}
 
 # (pattern of the published name, our name); the first that matches counts. {0}, {1} ... are its groups.
-_TRUNK_RULES: list[tuple[str, str]] = [
+_BACKBONE_RULES: list[tuple[str, str]] = [
     (r"patch_embed\.(conv[12])\.(weight|bias)", "stem.{0}.{1}"),
     (r"patch_embed\.(norm[12])\.1\.(weight|bias)", "stem.{0}.{1}"),
     (r"freq_embed\.(\d+)", "stages.{0}.frequency_embedding"),
@@ -56,11 +56,11 @@ def _apply(rules: Iterable[tuple[str, str]], name: str) -> str | None:
 def our_name(published: str) -> str | None:
     """Our parameter name for a published one; None where there is none."""
     if published.startswith("backbone."):
-        trunk = _apply(_TRUNK_RULES, published[len("backbone.") :])
-        return f"backbone.{trunk}" if trunk else None
-    trunk = _apply(_TRUNK_RULES, published)
-    if trunk:  # a classification checkpoint has no prefix; our classifier keeps its trunk in ``backbone``
-        return f"backbone.{trunk}"
+        target = _apply(_BACKBONE_RULES, published[len("backbone.") :])
+        return f"backbone.{target}" if target else None
+    target = _apply(_BACKBONE_RULES, published)
+    if target:  # a classification checkpoint has no prefix; our classifier keeps its backbone in ``backbone``
+        return f"backbone.{target}"
     return _apply([*_CLASSIFIER_RULES, *_SEGMENTOR_RULES], published)
 
 
@@ -81,17 +81,17 @@ def convert_state(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray
         ValueError: if two published names stand for one of ours.
     """
     converted: dict[str, np.ndarray] = {}
-    left_over = []
+    unexpected = []
     for name, array in state.items():
         if name.endswith(".num_batches_tracked"):
             continue
         target = our_name(name)
         if target is None:
-            left_over.append(name)
+            unexpected.append(name)
             continue
         if target in converted:
             raise UserError(f"two published parameters stand for {target!r}; the second is {name!r}")
         if _LINEAR.fullmatch(target) and array.ndim in (2, 4):
             array = array.reshape(array.shape[:2]).T
         converted[target] = array
-    return converted, left_over
+    return converted, unexpected

@@ -1,4 +1,4 @@
-"""Strict loading: every parameter of the model is filled from the file and nothing in the file is left over."""
+"""Strict loading: no missing keys and no unexpected ones but those that a caller allows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import numpy as np
 from paddle_vheat._files import write_atomically
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import UserError
+from paddle_vheat.models.vheat import VHeat, VHeatClassifier
 from paddle_vheat.ops import resize_bicubic
+from paddle_vheat.ops.dct import dtype_name
 from paddle_vheat.weights.safe_pickle import UnsafeFileError, load_arrays
 
 # paddle.save adds this table of internal names to every state dict.
@@ -27,18 +29,18 @@ class LoadReport:
 
     loaded: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)  # frequency embeddings of another resolution
-    fresh: list[str] = field(default_factory=list)  # allowed to be missing from the file, left as initialised
+    newly_initialised: list[str] = field(default_factory=list)  # missing from the file, as the caller allows
 
     def __str__(self) -> str:
         text = f"{len(self.loaded)} arrays loaded"
         if self.resized:
             text += f", {len(self.resized)} frequency embeddings resized bicubically ({'; '.join(self.resized)})"
-        if self.fresh:
-            names = self.fresh
+        if self.newly_initialised:
+            names = self.newly_initialised
             if len(names) > 8:
                 parts = [name.split(".")[0] for name in names]
                 names = [f"{part}.* ({parts.count(part)})" for part in dict.fromkeys(parts)]
-            text += f", {len(self.fresh)} left as initialised ({', '.join(names)})"
+            text += f", {len(self.newly_initialised)} newly initialised ({', '.join(names)})"
         return text
 
 
@@ -85,6 +87,22 @@ def save_weights(layer: Any, path: str | Path) -> None:
         write_atomically(path, lambda temporary: paddle.save(layer.state_dict(), temporary))
 
 
+def live_tensors(layer: Any, prefix: str = "") -> dict[str, Any]:
+    """The parameters and persistent buffers of a layer, under their names in ``state_dict()``.
+
+    What ``state_dict()`` itself gives are copies if the layer was decorated for AMP O2 with a ``save_dtype``, and to
+    write to them does nothing.
+    """
+    found = {}
+    for name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+        if tensor is not None and name not in layer._non_persistable_buffer_names_set:
+            found[prefix + name] = tensor
+    for name, child in layer._sub_layers.items():
+        if child is not None:
+            found.update(live_tensors(child, f"{prefix}{name}."))
+    return found
+
+
 def _nearest(name: str, candidates: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return f"{name} (nearest: {near[0]})" if near else name
@@ -119,7 +137,7 @@ def load_state(
     layer: Any,
     state: Mapping[str, np.ndarray],
     source: str,
-    fresh_prefixes: tuple[str, ...] = (),
+    optional_prefixes: tuple[str, ...] = (),
     unused_prefixes: tuple[str, ...] = (),
 ) -> LoadReport:
     """Fill a layer from named arrays, strictly.
@@ -128,15 +146,15 @@ def load_state(
         layer: the model.
         state: names and arrays.
         source: what to call the arrays in an error.
-        fresh_prefixes: parameters under these prefixes may be missing from ``state`` (a new decoder).
-        unused_prefixes: arrays under these prefixes may have no place in the model (an old classifier head).
+        optional_prefixes: keys of the model under these prefixes may be missing (a new decoder).
+        unused_prefixes: keys of ``state`` under these prefixes are ignored if the model has none (an old head).
 
     Raises:
-        ValueError: listing what is missing, left over, and of the wrong shape or kind. The model is then
+        ValueError: listing missing and unexpected keys, and those of another shape or dtype. The model is then
             unchanged. (Floating-point numbers of another precision are converted; integers are no weights.)
     """
-    report, values = fitted_values(layer, state, source, fresh_prefixes, unused_prefixes)
-    target = layer.state_dict()
+    report, values = fitted_values(layer, state, source, optional_prefixes, unused_prefixes)
+    target = live_tensors(layer)
     for name, array in values.items():
         target[name].set_value(np.ascontiguousarray(array))
     return report
@@ -146,18 +164,16 @@ def fitted_values(
     layer: Any,
     state: Mapping[str, np.ndarray],
     source: str,
-    fresh_prefixes: tuple[str, ...] = (),
+    optional_prefixes: tuple[str, ...] = (),
     unused_prefixes: tuple[str, ...] = (),
 ) -> tuple[LoadReport, dict[str, np.ndarray]]:
     """What :func:`load_state` would put into the layer; raises as it does, and changes nothing."""
-    target = layer.state_dict()
-    report = LoadReport()
+    target = live_tensors(layer)
     missing = [name for name in target if name not in state]
-    report.fresh = [name for name in missing if name.startswith(fresh_prefixes)] if fresh_prefixes else []
-    missing = [name for name in missing if name not in set(report.fresh)]
-    left_over = [name for name in state if name not in target]
-    if unused_prefixes:
-        left_over = [name for name in left_over if not name.startswith(unused_prefixes)]
+    allowed = [name for name in missing if name.startswith(optional_prefixes)]
+    missing = [name for name in missing if not name.startswith(optional_prefixes)]
+    unexpected = [name for name in state if name not in target and not name.startswith(unused_prefixes)]
+    report = LoadReport(newly_initialised=allowed)
     values: dict[str, np.ndarray] = {}
     misshaped = []
     for name, parameter in target.items():
@@ -174,28 +190,27 @@ def fitted_values(
                 continue
         value = _in_dtype_of(parameter, array)
         if value is None:
-            misshaped.append(f"{name}: the file has {array.dtype} numbers, the model {parameter.dtype}")
+            misshaped.append(f"{name}: the file has {array.dtype}, the model {dtype_name(parameter.dtype)}")
             continue
         values[name] = value
         report.loaded.append(name)
-    problems = []
-    if missing:
-        problems.append("missing from the file: " + ", ".join(_nearest(n, left_over) for n in missing[:10]))
-    if left_over:
-        problems.append("in the file but not in the model: " + ", ".join(_nearest(n, missing) for n in left_over[:10]))
-    if misshaped:
-        problems.append("of another shape or kind: " + "; ".join(misshaped[:10]))
-    if problems:
-        counts = f"{len(missing)} missing, {len(left_over)} left over, {len(misshaped)} of another shape or kind"
-        problems = _other_classes(layer, state) + problems
+    if missing or unexpected or misshaped:
+        problems = _other_classes(layer, state)
+        if missing:
+            problems.append("missing keys: " + ", ".join(_nearest(n, unexpected) for n in missing[:10]))
+        if unexpected:
+            problems.append("unexpected keys: " + ", ".join(_nearest(n, missing) for n in unexpected[:10]))
+        if misshaped:
+            problems.append("of another shape or dtype: " + "; ".join(misshaped[:10]))
+        counts = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(misshaped)} of another shape or dtype"
         raise UserError(f"{source} does not fit {type(layer).__name__} ({counts}):\n  " + "\n  ".join(problems))
     return report, values
 
 
 def _other_classes(layer: Any, state: Mapping[str, np.ndarray]) -> list[str]:
-    """Says so if the last layers of the arrays are of another number of classes than the layer's."""
+    """A message if the last layers of the arrays are of another number of classes than the layer's."""
     ours = getattr(layer, "num_classes", None)
-    target = layer.state_dict()
+    target = live_tensors(layer)
     theirs = {
         state[name].shape[0]
         for name, parameter in target.items()
@@ -210,70 +225,83 @@ def _other_classes(layer: Any, state: Mapping[str, np.ndarray]) -> list[str]:
 def load_weights(
     layer: Any,
     path: str | Path,
-    fresh_prefixes: tuple[str, ...] = (),
+    optional_prefixes: tuple[str, ...] = (),
     unused_prefixes: tuple[str, ...] = (),
 ) -> LoadReport:
     """Fill a layer from a ``.pdparams`` or ``.safetensors`` file, strictly; see :func:`load_state`."""
-    return load_state(layer, read_weights(path), str(path), fresh_prefixes, unused_prefixes)
+    return load_state(layer, read_weights(path), str(path), optional_prefixes, unused_prefixes)
+
+
+def load_pretrained(model: Any, path: str | Path) -> LoadReport:
+    """Fill a model strictly from a file of its kind, a backbone also by :func:`load_backbone`, and a classifier without
+    a head (``num_classes`` 0) also from one with a head."""
+    if isinstance(model, VHeat):
+        return load_backbone(model, path)
+    headless = isinstance(model, VHeatClassifier) and model.num_classes == 0
+    return load_weights(model, path, unused_prefixes=("head.",) if headless else ())
+
+
+def load_backbone(backbone: VHeat, path: str | Path) -> LoadReport:
+    """Fill a backbone strictly, from a checkpoint of the backbone, a classifier or a segmentor.
+
+    The output norms may be missing (a classifier has none) and are then newly initialised; they are ignored where the
+    backbone has none, and so is the rest of a classifier or segmentor.
+
+    Raises:
+        ValueError: for other missing or unexpected keys, and those of another shape or dtype.
+    """
+    state, prefix = read_weights(path), "backbone."
+    if any(name.startswith(prefix) for name in state):
+        state = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+    return load_state(backbone, state, str(path), ("outnorm",), () if backbone.out_norms else ("outnorm",))
 
 
 def load_classifier(model: Any, path: str | Path) -> LoadReport:
-    """Fill a classifier strictly, but for a head of another number of classes, which starts anew.
+    """Fill a classifier strictly, but for a head of another number of classes, which is newly initialised.
 
     Args:
         model: has ``head.weight`` (C, num_classes), ``head.bias``, and the attribute ``num_classes``.
 
     Returns:
-        The report; ``fresh`` names exactly the head if the file is of another number of classes, else nothing.
+        The report; ``newly_initialised`` names exactly the head if the file is of another number of classes, else
+        nothing.
 
     Raises:
-        ValueError: for anything else that is missing, left over or of another shape.
+        ValueError: for other missing or unexpected keys, and those of another shape or dtype.
     """
     state = read_weights(path)
     head = {name: state[name].shape for name in ("head.weight", "head.bias") if name in state}
-    # Only a head that is sound in itself is passed over; any other is for the strict loading to report.
+    # Only a head that is sound in itself is skipped; any other is for the strict loading to report.
     theirs = head["head.bias"][0] if len(head.get("head.bias", ())) == 1 else model.num_classes
     sound = {"head.weight": (model.head.weight.shape[0], theirs), "head.bias": (theirs,)}
     if theirs == model.num_classes or head != sound:
         return load_state(model, state, str(path))
-    trunk = {name: value for name, value in state.items() if name not in head}
-    return load_state(model, trunk, str(path), fresh_prefixes=("head.",))
+    rest = {name: value for name, value in state.items() if name not in head}
+    return load_state(model, rest, str(path), optional_prefixes=("head.",))
 
 
 def load_segmentor(model: Any, path: str | Path) -> LoadReport:
-    """Fill a segmentor with a vHeat backbone strictly, but for what fine-tuning starts anew.
+    """Fill a segmentor with a vHeat backbone strictly, but for what fine-tuning initialises.
 
-    From a classifier's checkpoint, the decoder, the auxiliary head and the backbone's output norms start anew, and
-    the classifier's own head is not needed. From a segmentor of another number of classes, exactly the pixel
-    classifiers start anew. A projection head, which only :class:`paddle_vheat.models.UPerNetContrast` has, starts
-    anew if the file has none.
+    From a classifier's checkpoint, the decoder, the auxiliary head and the backbone's output norms are newly
+    initialised, and the classifier's own head is ignored. From a segmentor of another number of classes, exactly the
+    pixel classifiers are newly initialised; so is a projection head, which only
+    :class:`paddle_vheat.models.UPerNetContrast` has, if the file has none.
 
     Args:
         model: :class:`paddle_vheat.models.UPerNet` or ``UPerNetContrast``.
 
-    Returns:
-        The report; ``fresh`` names what started anew.
-
     Raises:
-        ValueError: for anything else that is missing, left over or of another shape.
+        ValueError: for other missing or unexpected keys, and those of another shape or dtype.
     """
     state = read_weights(path)
     new_head = () if any(name.startswith("proj_head.") for name in state) else ("proj_head.",)
     if "head.weight" in state and not any(name.startswith("decode_head.") for name in state):
-        fresh = ("decode_head.", "auxiliary_head.", "backbone.outnorm", *new_head)
-        return load_state(model, state, str(path), fresh, unused_prefixes=("norm.", "head."))
+        optional = ("decode_head.", "auxiliary_head.", "backbone.outnorm", *new_head)
+        return load_state(model, state, str(path), optional, unused_prefixes=("norm.", "head."))
     classifiers = tuple(f"{head}.classifier." for head in ("decode_head", "auxiliary_head"))
     theirs = {len(v) for name, v in state.items() if name.startswith(classifiers) and name.endswith("bias")}
     if len(theirs) == 1 and theirs != {model.num_classes}:
         state = {name: value for name, value in state.items() if not name.startswith(classifiers)}
         return load_state(model, state, str(path), (*classifiers, *new_head))
     return load_state(model, state, str(path), new_head)
-
-
-def live_tensors(layer: Any) -> dict[str, Any]:
-    """The parameters and persistent buffers themselves, under the names of ``state_dict()``.
-
-    After ``amp.decorate(save_dtype="float32")``, ``state_dict()`` gives cast copies, and writing to those is lost.
-    """
-    everything = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-    return {name: everything.get(name, value) for name, value in layer.state_dict().items()}

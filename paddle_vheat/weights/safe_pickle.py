@@ -22,7 +22,7 @@ from paddle_vheat.errors import UserError
 
 
 class UnsafeFileError(UserError):
-    """A file that asks for code to be run, or is not what its name says."""
+    """A file that asks for code to be run, or is not what its name stands for."""
 
 
 class _Dtype:

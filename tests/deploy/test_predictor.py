@@ -2,70 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from paddleseg.core.infer import reverse_transform
 
 from paddle_vheat._paddle import F
 from paddle_vheat.config import ConfigError
 from paddle_vheat.data.image_file import read_bgr
-from paddle_vheat.data.image_ops import build_ops, pipeline
-from paddle_vheat.deploy import Predictor, predictor, runtimes
+from paddle_vheat.deploy import Predictor, runtimes
 from paddle_vheat.deploy.predictor import choose_runtime, safe_onednn
-from paddle_vheat.engine.export import export_model
-from paddle_vheat.engine.predict import predict_classes
-from paddle_vheat.models import VHeatClassifier
+from paddle_vheat.export import export_model
+from paddle_vheat.tasks.segmentation.deploy import best
+from paddle_vheat.tasks.segmentation.transforms import restore
 from tests.conftest import ONEDNN_HERE, needs_onnx, paddle, relative_error
-from tests.deploy.conftest import quiet
-from tests.engine import tiny
+from tests.deploy.conftest import export
+from tests.export import networks
+from tests.export.networks import agree, classes_of, noise, quiet
 
 
-def pictures(scenes: Path) -> list[Path]:
-    return sorted((scenes / "leftImg8bit" / "val").rglob("*.png"))
-
-
-def noise(*size: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
-
-
-def agree(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    """Whether two class maps are equal, up to a few pixels where rounding decides between two classes."""
-    assert ours.dtype == np.int32
-    assert ours.shape == theirs.shape
-    assert len(np.unique(theirs)) > 2
-    return bool((ours != theirs).mean() < 1e-3)
-
-
-def test_paddle_inference(make_task, exported, scenes):
-    task = make_task()
+def test_paddle_inference(segmentor, exported, files):
     predict = Predictor(exported, threads=1)
-    for path in pictures(scenes):
-        expected = predict_classes(task, task.model, read_bgr(path))
+    for path in files:
+        expected = classes_of(segmentor, read_bgr(path))
         assert agree(predict.predict(path), expected)
+        assert agree(predict.predict(str(path)), expected)
         assert agree(predict.predict(read_bgr(path)), expected)
 
 
 @needs_onnx
-def test_onnx_runtime(make_task, exported_onnx, scenes):
-    task = make_task()
+def test_onnx_runtime(segmentor, exported_onnx, files):
     predict = Predictor(str(exported_onnx), threads=1)
     assert predict.runtime == "ONNX Runtime"
     # Three images by a model that takes two at a time: the second batch is filled up, and what fills it is dropped.
-    files = pictures(scenes)
     assert len(files) == 3
     found = predict.predict(files)
     assert len(found) == 3
     for path, classes in zip(files, found):
-        assert agree(classes, predict_classes(task, task.model, read_bgr(path)))
+        assert agree(classes, classes_of(segmentor, read_bgr(path)))
     assert predict.predict([]) == []
 
 
-def test_calls_from_several_threads(exported, scenes):
-    predict, images = Predictor(exported, threads=1), [read_bgr(path) for path in pictures(scenes)]
+def test_calls_from_several_threads(exported, files):
+    predict, images = Predictor(exported, threads=1), [read_bgr(path) for path in files]
     alone = [predict.predict(image) for image in images]
     wrong: list[int] = []
 
@@ -82,13 +65,13 @@ def test_calls_from_several_threads(exported, scenes):
     assert wrong == []
 
 
-def test_an_image_of_another_size(make_task, exported):
+def test_an_image_of_another_size(segmentor, exported):
     """Resized to the size of the export, and its scores back: by Paddle's own resizing."""
-    task, image = make_task(), noise(50, 90)
-    data = task.val_transforms({"img": image.astype(np.float32), "gt_fields": []})
-    with paddle.no_grad():
-        fitted = F.interpolate(paddle.to_tensor(data["img"][None]), [64, 128], mode="bilinear")
-        logits = F.interpolate(task.model(fitted)[0], [50, 90], mode="bilinear")
+    image = noise(50, 90)
+    x, _ = networks.paddlesegs(image, networks.NORMALIZE)
+    fitted = F.interpolate(paddle.to_tensor(x), [64, 128], mode="bilinear")
+    logits = paddle.to_tensor(networks.logits_of(segmentor, fitted.numpy()))
+    logits = F.interpolate(logits, [50, 90], mode="bilinear")
     assert agree(Predictor(exported).predict(image), logits.numpy()[0].argmax(0))
     strict = Predictor(exported, resize=False)
     assert strict.predict(noise(64, 128)).shape == (64, 128)
@@ -101,26 +84,29 @@ PAD = {"type": "Padding", "target_size": [120, 70]}
 
 
 @pytest.mark.parametrize("output_op", ["none", "softmax", "argmax"])
-def test_transforms_are_undone(make_task, tmp_path, output_op):
-    task, image = make_task(RESIZE, PAD), noise(50, 90)
-    export_model(task, tmp_path / "out", [1, 3, 70, 120], output_op, quiet)
+def test_transforms_are_undone(segmentor, tmp_path, output_op):
+    image = noise(50, 90)
+    export(segmentor, tmp_path / "out", [1, 3, 70, 120], output_op, RESIZE, PAD)
     found = Predictor(tmp_path / "out").predict(image)
-    data = task.val_transforms({"img": image.astype(np.float32), "gt_fields": []})
-    with paddle.no_grad():
-        logits = task.model(paddle.to_tensor(data["img"][None]))[0]
-    if output_op == "none":
-        expected = predict_classes(task, task.model, image)  # as the evaluation does it
-    elif output_op == "softmax":
-        expected = reverse_transform(F.softmax(logits, axis=1), data["trans_info"], "bilinear").numpy().argmax(1)[0]
-    else:
-        classes = logits.argmax(axis=1, keepdim=True).astype("int32")
-        expected = reverse_transform(classes, data["trans_info"], "nearest").numpy()[0, 0]
-    assert agree(found, expected)
+    assert agree(found, classes_of(segmentor, image, RESIZE, PAD, output_op=output_op))
+    first = first_layout(tmp_path / "out", tmp_path / "first")
+    np.testing.assert_array_equal(Predictor(first).predict(image), found)
+
+
+def first_layout(folder: Path, target: Path) -> Path:
+    """The export as it was described before there could be several programs."""
+    shutil.copytree(folder, target)
+    deploy = yaml.safe_load((target / "deploy.yaml").read_text(encoding="utf-8"))["Deploy"]
+    deploy.update(deploy.pop("options"), output_dtype="float32")
+    del deploy["programs"]
+    deploy["onednn"] = deploy["onednn"] == "full"
+    (target / "deploy.yaml").write_text(yaml.safe_dump({"Deploy": deploy}, sort_keys=False), encoding="utf-8")
+    return target
 
 
 def test_what_a_dynamic_size_does_not_take(exported, tmp_path):
-    """Told before the model is run; the sizes that it takes are in tests/engine/test_export_onnx.py."""
-    predict = Predictor(change(exported, tmp_path / "x", input_shape=[-1, 3, -1, -1]))
+    """Told before the model is run; the sizes that it takes are in tests/export/test_onnx.py."""
+    predict = Predictor(change(first_layout(exported, tmp_path / "x"), tmp_path / "y", input_shape=[-1, 3, -1, -1]))
     with pytest.raises(ValueError, match="at least 32 pixels a side, got 20 x 50"):
         predict.predict(noise(20, 50))
     with pytest.raises(ValueError, match=r"one size after the transforms, got 40 x 40, 40 x 50 \(height x width\)"):
@@ -130,34 +116,19 @@ def test_what_a_dynamic_size_does_not_take(exported, tmp_path):
 # --- classification ---------------------------------------------------------------------------------
 
 
-class Digits:
-    """What export_model asks of a task."""
-
-    kind, num_classes, class_names = "classification", 7, [f"digit {i}" for i in range(7)]
-    export_transforms = [
-        {"ResizeImage": {"resize_short": 40}},
-        {"CropImage": {"size": 32}},
-        {"NormalizeImage": {"order": ""}},
-        {"ToCHWImage": None},
-    ]
-
-    def __init__(self) -> None:
-        self.model = VHeatClassifier(7, embed_dim=8, depths=(1, 1, 1, 1), img_size=32)
-        self.model.head.weight.set_value(paddle.randn(self.model.head.weight.shape) * 3)
-        self.val_dataset = [{"img": self.prepare(noise(48, 48))}]
-
-    def prepare(self, image: np.ndarray) -> np.ndarray:
-        return pipeline(build_ops(self.export_transforms), takes="image")(image[..., ::-1])
-
-
-@pytest.mark.parametrize("output_op", [None, "none", "argmax"])
+@pytest.mark.parametrize("output_op", ["softmax", "none", "argmax"])
 def test_the_likeliest_classes(tmp_path, output_op):
-    task, images = Digits(), [noise(50, 60, seed=i) for i in range(3)]
-    export_model(task, tmp_path / "out", [-1, 3, 32, 32], output_op, quiet)
-    found = Predictor(tmp_path / "out").predict(images)
-    with paddle.no_grad():
-        chances = F.softmax(task.model(paddle.to_tensor(np.stack([task.prepare(i) for i in images])))).numpy()
-    for top, expected in zip(found, chances):
+    from paddle_vheat.tasks.classification.transforms import build_ops, pipeline
+
+    network, images = networks.classifier(), [noise(50, 60, seed=i) for i in range(3)]
+    spec, task, shape = networks.classification(network, [-1, 3, 32, 32], output_op, images=[noise(48, 48)])
+    export_model(spec, task, tmp_path / "out", shape, quiet)
+    prepare = pipeline(build_ops(networks.DIGIT_OPS), takes="image")
+    x = np.stack([prepare(image[..., ::-1]) for image in images])
+    chances = F.softmax(paddle.to_tensor(networks.logits_of(network, x))).numpy()
+    predictions = Predictor(tmp_path / "out").predictions(images)
+    for prediction, expected in zip(predictions, chances):
+        top = prediction.value
         order = np.argsort(-expected)[: 1 if output_op == "argmax" else 5]
         assert [one["class"] for one in top] == order.tolist()
         assert [one["name"] for one in top] == [f"digit {i}" for i in order]
@@ -165,6 +136,80 @@ def test_the_likeliest_classes(tmp_path, output_op):
             assert [one["score"] for one in top] == [None]
         else:
             assert relative_error(np.array([one["score"] for one in top]), expected[order]) < 1e-5
+        assert prediction.to_json() == top
+        assert prediction.draw(images[0]) == {}
+    first = first_layout(tmp_path / "out", tmp_path / "first")
+    assert Predictor(first).predict(images) == [prediction.value for prediction in predictions]
+    nameless = change(first, tmp_path / "nameless", class_names=None)
+    assert [one["name"] for one in Predictor(nameless).predict(images[0])] == [
+        str(one["class"]) for one in predictions[0].value
+    ]
+
+
+# --- deploy.yaml and files that do not belong together -------------------------------------------------
+
+
+def fewer(folder: Path, target: Path) -> Path:
+    """One class fewer, in every list, in an export of the first layout."""
+    deploy = yaml.safe_load((folder / "deploy.yaml").read_text(encoding="utf-8"))["Deploy"]
+    lists = {key: deploy[key][:-1] for key in ("class_names", "palette")}
+    return change(folder, target, num_classes=deploy["num_classes"] - 1, **lists)
+
+
+def test_one_class_too_few_of_scores(exported, tmp_path):
+    """Paddle's files do not tell, so it is noticed when the model has run."""
+    predict = Predictor(fewer(first_layout(exported, tmp_path / "x"), tmp_path / "y"))
+    message = r"model\..*: has logits float32 \[1, 19, 64, 128\], and deploy.yaml means logits float32 \[batch, 18, "
+    with pytest.raises(ValueError, match=message):
+        predict.predict(noise(64, 128))
+
+
+@needs_onnx
+def test_another_onnx_model_than_deploy_yamls(segmentor, exported_onnx, tmp_path):
+    """Noticed when it is loaded, by names, dtypes, ranks and fixed lengths."""
+    first = change(exported_onnx, tmp_path / "x")
+    content = yaml.safe_load((first / "deploy.yaml").read_text(encoding="utf-8"))
+    deploy = content["Deploy"]
+    deploy.update(deploy.pop("options"))
+    del deploy["programs"]
+    (first / "deploy.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert Predictor(first).predict(noise(64, 128)).shape == (64, 128)
+    cases = [
+        ({"output_op": "softmax"}, r"has classes int32 \[2, 64, 128\], and deploy.yaml means probabilities float32"),
+        (
+            {"input_shape": [2, 3, 64, 64]},
+            r"has x float32 \[2, 3, 64, 128\], and deploy.yaml means x float32 \[2, 3, 64,",
+        ),
+    ]
+    for i, (values, message) in enumerate(cases):
+        with pytest.raises(ValueError, match=rf"model\.onnx: {message}"):
+            Predictor(change(first, tmp_path / str(i), **values))
+    # Of classes, only those that the model gives tell.
+    predict = Predictor(change(first, tmp_path / "one", num_classes=1, class_names=["a"], palette=[[0, 0, 0]]))
+    with pytest.raises(ConfigError, match=r"'Deploy\.num_classes' is 1, and the model gives class "):
+        predict.predict(noise(64, 128))
+
+
+def test_softmax_declared_on_an_argmax_graph(segmentor, tmp_path):
+    export(segmentor, tmp_path / "out", [1, 3, 32, 64], "argmax")
+    options = {"output_op": "softmax", "num_classes": networks.CLASSES}
+    with pytest.raises(ConfigError, match=r"'Deploy.programs.model' is .*classes int32.*means .*probabilities float32"):
+        Predictor(change(tmp_path / "out", tmp_path / "x", options=options))
+    first = first_layout(tmp_path / "out", tmp_path / "first")
+    predict = Predictor(change(first, tmp_path / "y", output_op="softmax"))
+    with pytest.raises(ValueError, match=r"has probabilities int32 \[1, 32, 64\], and deploy.yaml means probabilities"):
+        predict.predict(noise(32, 64))
+
+
+def test_an_input_of_another_name(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "x")
+    described = Predictor(exported).description
+    (name,) = described.model.values()
+    text = (tmp_path / "x" / name).read_bytes()
+    if name.endswith(".json"):
+        (tmp_path / "x" / name).write_bytes(text.replace(b'"x"', b'"y"'))
+        with pytest.raises(ValueError, match=r"takes y and gives 1 outputs, and deploy\.yaml means x float32"):
+            Predictor(tmp_path / "x")
 
 
 # --- choices ----------------------------------------------------------------------------------------
@@ -172,7 +217,7 @@ def test_the_likeliest_classes(tmp_path, output_op):
 
 def change(folder: Path, target: Path, **values) -> Path:
     """A copy of an export with other values in deploy.yaml."""
-    tiny.copy_tree(folder, target)
+    shutil.copytree(folder, target)
     content = yaml.safe_load((target / "deploy.yaml").read_text(encoding="utf-8"))
     content["Deploy"].update(values)
     (target / "deploy.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -210,7 +255,7 @@ def test_onednn_only_where_it_was_found_right(exported, tmp_path):
 
 def test_what_auto_chooses(exported, monkeypatch):
     described = Predictor(exported).description
-    both = type(described)(**{**vars(described), "onnx": "model.onnx"})
+    both = dataclasses.replace(described, onnx={"model": "model.onnx"})
     installed: set[str] = set()
     monkeypatch.setattr(runtimes, "is_installed", lambda package: package in installed)
     with pytest.raises(ValueError, match="to run it, install onnxruntime or paddle"):
@@ -234,7 +279,7 @@ def test_what_auto_chooses(exported, monkeypatch):
 
 @pytest.mark.parametrize(("name", "size"), [("model.pdiparams", 0), ("model.pdiparams", 1000)])
 def test_a_damaged_paddle_model(exported, tmp_path, name, size):
-    folder = tiny.copy_tree(exported, tmp_path / "x")
+    folder = Path(shutil.copytree(exported, tmp_path / "x"))
     (folder / name).write_bytes((exported / name).read_bytes()[:size])
     with pytest.raises(ValueError, match=r"model\..*, model\.pdiparams: Paddle Inference cannot load it: "):
         Predictor(folder)
@@ -243,28 +288,20 @@ def test_a_damaged_paddle_model(exported, tmp_path, name, size):
 @needs_onnx
 @pytest.mark.parametrize("size", [0, 1000])
 def test_a_damaged_onnx_model(exported_onnx, tmp_path, size):
-    folder = tiny.copy_tree(exported_onnx, tmp_path / "x")
+    folder = Path(shutil.copytree(exported_onnx, tmp_path / "x"))
     (folder / "model.onnx").write_bytes((exported_onnx / "model.onnx").read_bytes()[:size])
     with pytest.raises(ValueError, match=r"model\.onnx: ONNX Runtime cannot load it: "):
         Predictor(folder)
 
 
-@needs_onnx
-def test_an_onnx_model_that_deploy_yaml_does_not_fit(exported_onnx, tmp_path):
-    predict = Predictor(change(exported_onnx, tmp_path / "x", input_shape=[2, 3, 64, 64]))
-    with pytest.raises(ValueError, match=r"model\.onnx: ONNX Runtime cannot run it on \[2, 3, 64, 64\]: "):
-        predict.predict(noise(64, 64))
-
-
 def test_transforms_that_are_not_known_here(exported, tmp_path):
     folder = change(exported, tmp_path / "x", transforms=[{"type": "RandomBlur"}])
-    with pytest.raises(ConfigError, match=r"deploy\.yaml: 'Deploy\.transforms'\.0: no transform 'RandomBlur'.*known"):
+    with pytest.raises(ConfigError, match=r"deploy\.yaml: 'Deploy\.transforms\.0': nothing is called 'RandomBlur'"):
         Predictor(folder)
 
 
 def test_a_class_map_of_many_classes_is_the_argmax():
     """The running maximum, with ties, against NumPy's."""
     scores = np.random.default_rng(0).integers(0, 4, (7, 9, 11)).astype(np.float32)
-    instance = object.__new__(Predictor)
-    np.testing.assert_array_equal(instance._class_map(scores, []), scores.argmax(0))
-    assert predictor.restore(scores[0], [("padding", (5, 6))], "LINEAR").shape == (5, 6)
+    np.testing.assert_array_equal(best(scores, []), scores.argmax(0))
+    assert restore(scores[0], [("padding", (5, 6))], "LINEAR").shape == (5, 6)

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from paddle_vheat.deploy import runtimes
+from paddle_vheat.deploy.description import Signature, Tensors
 from paddle_vheat.deploy.runtimes import check_options, load_onnx, load_paddle, onnx_providers, parse_device
 from tests.conftest import paddle
 
-MODEL, PARAMS = Path("model.pdmodel"), Path("model.pdiparams")
+FILES = Path("model.pdmodel"), Path("model.pdiparams")
+TAKES = Signature((Tensors("x", (None,), ("a",)),), (Tensors("y", (None,), ("a",)),))
 
 
 @pytest.mark.parametrize(("device", "index"), [("cpu", None), ("gpu", 0), ("gpu:0", 0), ("gpu:12", 12)])
@@ -33,7 +35,7 @@ def test_devices(device, index):
         ({"tensorrt": True}, "are for GPUs"),
         ({"tensorrt": {}}, "are for GPUs"),
         ({"tensorrt": "yes", "device": "gpu"}, "tensorrt: expected True, False or a dict of options, got 'yes'"),
-        ({"threads": 0}, "threads: expected a positive whole number, got 0"),
+        ({"threads": 0}, "threads: expected a positive integer, got 0"),
         ({"threads": True}, "threads: expected"),
         ({"threads": 1.5}, "threads: expected"),
     ],
@@ -91,7 +93,7 @@ REDUCED_CALLS = [
     [("off", [("disable_mkldnn",)]), ("reduced", REDUCED_CALLS), ("full", [("enable_mkldnn",)])],
 )
 def test_paddle_on_a_cpu(recorded, onednn, calls):
-    load_paddle(MODEL, PARAMS, onednn=onednn, threads=3)
+    load_paddle(*FILES, TAKES, onednn=onednn, threads=3)
     assert recorded == [
         ("Config", "model.pdmodel", "model.pdiparams"),
         ("disable_glog_info",),
@@ -104,22 +106,22 @@ def test_paddle_on_a_cpu(recorded, onednn, calls):
 @pytest.mark.parametrize("onednn", ["on", True])
 def test_an_unknown_onednn(recorded, onednn):
     with pytest.raises(ValueError, match=f"onednn: expected one of off, reduced, full, got {onednn!r}"):
-        load_paddle(MODEL, PARAMS, onednn=onednn)
+        load_paddle(*FILES, TAKES, onednn=onednn)
     assert recorded == []
 
 
 def test_paddle_takes_all_cores(recorded, monkeypatch):
     monkeypatch.setattr(runtimes, "count_cores", lambda: 7)
-    load_paddle(MODEL, PARAMS)
+    load_paddle(*FILES, TAKES)
     assert ("set_cpu_math_library_num_threads", 7) in recorded
 
 
 def test_paddle_on_a_gpu(recorded):
     kinds = paddle.inference.PrecisionType
-    load_paddle(MODEL, PARAMS, device="gpu:1")
+    load_paddle(*FILES, TAKES, device="gpu:1")
     assert recorded[1:] == [("disable_glog_info",), ("enable_use_gpu", 500, 1, kinds.Float32)]
     recorded.clear()
-    load_paddle(MODEL, PARAMS, device="gpu", precision="fp16", tensorrt={"max_batch_size": 4})
+    load_paddle(*FILES, TAKES, device="gpu", precision="fp16", tensorrt={"max_batch_size": 4})
     assert recorded[2:] == [
         ("enable_use_gpu", 500, 0, kinds.Half),
         (
@@ -144,10 +146,10 @@ def test_the_real_config_takes_these_arguments():
 
 def test_what_paddle_cannot_do(recorded, monkeypatch):
     with pytest.raises(ValueError, match=r"takes exports of Paddle 2 .*for model\.json use runtime='onnx'"):
-        load_paddle(Path("model.json"), PARAMS, device="gpu", tensorrt=True)
+        load_paddle(Path("model.json"), FILES[1], TAKES, device="gpu", tensorrt=True)
     monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: False)
     with pytest.raises(ValueError, match="built without CUDA; install paddlepaddle-gpu"):
-        load_paddle(MODEL, PARAMS, device="gpu")
+        load_paddle(*FILES, TAKES, device="gpu")
     assert recorded == []
 
 
@@ -173,7 +175,10 @@ class Session:
     last: Any = None
 
     def get_inputs(self) -> list[Any]:
-        return [types.SimpleNamespace(name="x")]
+        return [types.SimpleNamespace(name="x", type="tensor(float)", shape=["N"])]
+
+    def get_outputs(self) -> list[Any]:
+        return [types.SimpleNamespace(name="y", type="tensor(float)", shape=["N"])]
 
     def run(self, names: Any, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         return [feed["x"] + 1]
@@ -185,13 +190,13 @@ def test_onnx_runtime_is_asked_for_a_gpu(monkeypatch):
     stub.InferenceSession = Session  # type: ignore[attr-defined]
     stub.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "onnxruntime", stub)
-    run = load_onnx(Path("model.onnx"), threads=3, device="gpu:1")
+    run = load_onnx(Path("model.onnx"), TAKES, threads=3, device="gpu:1")
     assert Session.last.providers == [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]
     assert Session.last.options.intra_op_num_threads == 3
-    assert run(np.zeros(2)).tolist() == [1, 1]
+    assert run(np.zeros(2))["y"].tolist() == [1, 1]
     # Without the provider, ONNX Runtime itself would use the CPU with no more than a warning.
     with pytest.raises(ValueError, match=r"has no TensorrtExecutionProvider \(it has CUDA.*install onnxruntime-gpu"):
-        load_onnx(Path("model.onnx"), device="gpu", tensorrt=True)
+        load_onnx(Path("model.onnx"), TAKES, device="gpu", tensorrt=True)
 
 
 def test_onnx_runtime_without_a_gpu():
@@ -199,4 +204,4 @@ def test_onnx_runtime_without_a_gpu():
 
     assert "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
     with pytest.raises(ValueError, match="has no CUDAExecutionProvider"):
-        load_onnx(Path("model.onnx"), device="gpu")
+        load_onnx(Path("model.onnx"), TAKES, device="gpu")

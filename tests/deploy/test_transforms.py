@@ -8,9 +8,12 @@ from paddleseg import transforms as theirs
 from PIL import Image
 
 from paddle_vheat.config import ConfigError
-from paddle_vheat.data.image_ops import build_ops, pipeline
-from paddle_vheat.deploy.transforms import ClassificationInput, SegmentationInput
-from tests.engine import tiny
+from paddle_vheat.tasks.classification.deploy import Processor as Classification
+from paddle_vheat.tasks.classification.transforms import build_ops, pipeline
+from paddle_vheat.tasks.segmentation.deploy import Processor as Segmentation
+from paddle_vheat.tasks.segmentation.transforms import are_known, build_transforms
+from tests.export import networks
+from tests.export.networks import NORMALIZE
 
 CASES = [
     {"type": "Normalize"},
@@ -31,6 +34,8 @@ CASES = [
     {"type": "PaddingByAspectRatio", "aspect_ratio": 2},
     {"type": "PaddingByAspectRatio", "aspect_ratio": 0.5, "im_padding_value": 0.25},
 ]
+OPTIONS = {"num_classes": 2, "output_op": "none"}
+CLASS_OPTIONS = {"num_classes": 7, "output_op": "softmax"}
 SIZES = [(47, 71), (71, 47), (64, 64)]
 
 
@@ -44,10 +49,16 @@ def paddlesegs(config: list[dict], image: np.ndarray) -> tuple[np.ndarray, list]
     return data["img"], data["trans_info"]
 
 
+def prepare_by(*config: dict, channels: int = 3):
+    """What an export with these transforms does to an image."""
+    described = networks.description("segmentation", (None, channels, None, None), OPTIONS, config)
+    return Segmentation(described).prepare
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_they_are_paddlesegs(case, size):
-    ours, undo = SegmentationInput([case], 3, "x")(picture(size))
+    ours, undo = build_transforms([case])(picture(size))
     expected, info = paddlesegs([case], picture(size))
     assert ours.dtype == np.float32
     assert ours.flags.c_contiguous
@@ -56,8 +67,8 @@ def test_they_are_paddlesegs(case, size):
 
 
 def test_a_chain_of_them():
-    chain = [{"type": "ResizeByShort", "short_size": 40}, {"type": "Padding", "target_size": [90, 80]}, tiny.NORMALIZE]
-    ours, undo = SegmentationInput(chain, 3, "x")(picture((47, 71)))
+    chain = [{"type": "ResizeByShort", "short_size": 40}, {"type": "Padding", "target_size": [90, 80]}, NORMALIZE]
+    ours, undo = prepare_by(*chain)(picture((47, 71)))
     expected, info = paddlesegs(chain, picture((47, 71)))
     np.testing.assert_array_equal(ours, expected)
     assert undo == [(kind, tuple(sizes)) for kind, sizes in info] == [("resize", (47, 71)), ("padding", (40, 60))]
@@ -65,14 +76,14 @@ def test_a_chain_of_them():
 
 def test_nothing_is_kept_from_one_image_to_the_next():
     """As PaddleSeg's ResizeByShort did before it was mended (tests/integrations/test_paddleseg_mends.py)."""
-    prepare = SegmentationInput([{"type": "ResizeByShort", "short_size": 40, "max_size": 60}], 3, "x")
+    prepare = prepare_by({"type": "ResizeByShort", "short_size": 40, "max_size": 60})
     assert [prepare(picture(s))[0].shape for s in ((40, 40), (30, 90), (40, 40))] == [
         (3, 40, 40), (3, 20, 60), (3, 40, 40),
     ]  # fmt: skip
 
 
 def test_what_an_image_may_be(tmp_path):
-    prepare = SegmentationInput([tiny.NORMALIZE], 3, "x")
+    prepare = prepare_by(NORMALIZE)
     image = picture((33, 47))
     Image.fromarray(image[..., ::-1]).save(tmp_path / "x.png")
     from_file, _ = prepare(tmp_path / "x.png")
@@ -81,10 +92,23 @@ def test_what_an_image_may_be(tmp_path):
         np.testing.assert_array_equal(prepare(same)[0], from_file)
         np.testing.assert_array_equal(same, before)  # the caller's array is the caller's
     np.testing.assert_array_equal(prepare(str(tmp_path / "x.png"))[0], from_file)
-    four, _ = SegmentationInput([{"type": "Normalize", "mean": [0.5] * 4, "std": [0.5] * 4}], 4, "x")(
-        picture((33, 47), 4)
-    )
-    assert four.shape == (4, 33, 47)
+    four = prepare_by({"type": "Normalize", "mean": [0.5] * 4, "std": [0.5] * 4}, channels=4)
+    assert four(picture((33, 47), 4))[0].shape == (4, 33, 47)
+    with pytest.raises(ValueError, match=r"expected an image \(H, W, 4\), got an array of shape \[33, 47, 3\]"):
+        four(picture((33, 47)))
+
+
+def test_bgr():
+    """The channels are in the file's order again, and only they change."""
+    ours, undo = build_transforms([{"type": "ToBGR"}, NORMALIZE])(picture((33, 47)))
+    theirs, _ = networks.paddlesegs(picture((33, 47))[..., ::-1], NORMALIZE)
+    np.testing.assert_array_equal(ours, theirs[0])
+    assert undo == []
+
+
+def test_which_are_known():
+    assert are_known(CASES)
+    assert not are_known([NORMALIZE, {"type": "RandomBlur"}])
 
 
 @pytest.mark.parametrize(
@@ -94,44 +118,79 @@ def test_what_an_image_may_be(tmp_path):
         (np.zeros((3, 4, 5), np.uint8), r"got an array of shape \[3, 4, 5\]"),
         (np.zeros((0, 5, 3), np.uint8), r"got an array of shape \[0, 5, 3\]"),
         (np.zeros((4, 5, 3), np.int64), "uint8 or floating-point values from 0 to 255, got int64"),
+        (np.full((4, 5, 3), np.nan), "expected floating-point values from 0 to 255, got nan to nan"),
+        (np.full((4, 5, 3), np.inf, np.float32), "from 0 to 255, got inf to inf"),
+        (np.full((4, 5, 3), 1e9), r"from 0 to 255, got 1e\+09"),
+        (np.full((4, 5, 3), -0.5), "from 0 to 255, got -0.5 to -0.5"),
+        (np.where(np.arange(60).reshape(4, 5, 3) == 31, np.nan, 3.0), "got nan to nan"),
         (Image.new("RGB", (5, 4)), "a file or a NumPy array as an image, got Image"),
-        ("absent.png", r"absent\.png: there is no such file"),
+        ("absent.png", r"cannot read the image absent\.png: there is no such file"),
+        ("/", r"cannot read the image /: there is no such file"),
+        ("/dev/null", r"cannot read the image /dev/null: "),
     ],
 )
 def test_what_an_image_may_not_be(image, message):
     with pytest.raises(ValueError, match=message):
-        SegmentationInput([tiny.NORMALIZE], 3, "x")(image)
+        prepare_by(NORMALIZE)(image)
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"type": "Normalise"}, r"x\.0: no transform 'Normalise'; did you mean 'Normalize'\?; known here are Norm"),
-        ({"type": "RandomDistort"}, "no transform 'RandomDistort'.*known here are Normalize, Resize,"),
-        ({}, "no transform None"),
-        ({"type": "Resize", "target": [3, 4]}, "x.0.Resize: no argument 'target'; did you mean 'target_size'"),
-        ({"type": "Padding"}, "the argument 'target_size' is missing"),
-        ({"type": "Resize", "target_size": 5}, r"target_size: expected \[width, height\], got 5"),
-        ({"type": "Resize", "target_size": [5, 0]}, "target_size: expected a positive"),
-        ({"type": "Resize", "interp": "RANDOM"}, "interp: expected one of NEAREST, .*got 'RANDOM'"),
-        (
-            {"type": "ResizeByShort", "short_size": [1, 2]},
-            r"short_size: expected a positive whole number, got \[1, 2\]",
-        ),
-        ({"type": "ResizeByShort", "short_size": 5, "max_size": 0}, "max_size: expected a positive number, got 0"),
-        ({"type": "Normalize", "std": [0.0]}, "std: expected positive numbers"),
-        ({"type": "Normalize", "mean": "x"}, "mean: expected a list of numbers, got 'x'"),
-        ({"type": "LimitLong", "max_long": 5, "min_long": 6}, "min_long: expected at most max_long, 5, got 6"),
-        ({"type": "Resize", "keep_ratio": 1}, "keep_ratio: expected True or False"),
+        ({"type": "Normalise"}, r"'x\.0': nothing is called 'Normalise'; did you mean 'Normalize'\? \(known: Norm"),
+        ({"type": "RandomDistort"}, "nothing is called 'RandomDistort'.*known: Normalize, ToBGR, Resize,"),
+        ({}, r"'x\.0' must be a block with a 'type', got \{\}"),
+        ({"type": ["Resize"]}, r"nothing is called \['Resize'\]"),
+        ({"type": "Resize", "target": [3, 4]}, "unknown key 'x.0.target'; did you mean 'target_size'"),
+        ({"type": "Padding"}, "'x.0.target_size' is missing; expected a list of 2 integers"),
+        ({"type": "Resize", "target_size": 5}, "'x.0.target_size' must be a list of 2 integers of at least 1.*got 5"),
+        ({"type": "Resize", "target_size": [5, 0]}, "'x.0.target_size' must be"),
+        ({"type": "Resize", "target_size": [1 << 20, 1 << 20]}, "'x.0.target_size' must be at most 134217728 pixels"),
+        ({"type": "Resize", "interp": "RANDOM"}, "'x.0.interp' must be one of NEAREST, .*got 'RANDOM'"),
+        ({"type": "ResizeByShort", "short_size": [1, 2]}, r"'x.0.short_size' must be an integer .*got \[1, 2\]"),
+        ({"type": "ResizeByShort", "short_size": 5, "max_size": 0}, "max_size' must be a number of above 0, got 0"),
+        ({"type": "Normalize", "std": [0.0]}, "'x.0.std' must be a list of numbers of above 0"),
+        ({"type": "Normalize", "mean": "x"}, "'x.0.mean' must be a list of numbers, got 'x'"),
+        ({"type": "Normalize", "mean": [0.5, 0.5]}, "'x.0.mean' must be a list of 3 numbers, got 2"),
+        ({"type": "LimitLong", "max_long": 5, "min_long": 6}, "'x.0.min_long' must be at most max_long, 5, got 6"),
+        ({"type": "Resize", "keep_ratio": 1}, "'x.0.keep_ratio' must be True or False"),
+        ("Resize", "must be a block with a 'type'"),
     ],
 )
 def test_transforms_that_cannot_be(entry, message):
     with pytest.raises(ConfigError, match=message):
-        SegmentationInput([entry], 3, "x")
+        build_transforms([entry], "x")
+
+
+def test_all_mistakes_at_once():
+    wrong = [{"type": "Resiz"}, NORMALIZE, {"type": "Padding", "target_size": 3}]
+    with pytest.raises(ConfigError, match=r"(?s)'x\.0': nothing is called 'Resiz'.*'x\.2\.target_size' must be"):
+        build_transforms(wrong, "x")
+    with pytest.raises(ConfigError, match="'x' must be a list, got 3"):
+        build_transforms(3, "x")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"type": "ResizeByLong", "long_size": 10**8},
+        {"type": "ResizeByShort", "short_size": 10**8},
+        {"type": "Resize", "target_size": [20, 10**6], "keep_ratio": True, "size_divisor": 10**7},
+        {"type": "LimitLong", "min_long": 10**8},
+        {"type": "PaddingByAspectRatio", "aspect_ratio": 1e9},
+        {"type": "ResizeByLong", "long_size": 1},
+    ],
+)
+def test_sizes_that_no_memory_holds(entry):
+    """Told before memory is taken, and for one that leaves no pixel."""
+    image = picture((47, 71)) if entry.get("long_size") != 1 else picture((1, 90))
+    prepare = build_transforms([entry])
+    with pytest.raises(ValueError, match=r"would become \d+ x \d+ pixels .width x height.; expected at least 1 x 1"):
+        prepare(image if entry.get("long_size") != 1 else image.repeat(2, axis=1))
 
 
 def test_an_image_larger_than_the_padding():
-    prepare = SegmentationInput([{"type": "Padding", "target_size": [40, 90]}], 3, "x")
+    prepare = prepare_by({"type": "Padding", "target_size": [40, 90]})
     with pytest.raises(ValueError, match=r"71 x 47 .width x height., larger than the 40 x 90"):
         prepare(picture((47, 71)))
 
@@ -145,13 +204,18 @@ EVALUATION = [
 ]
 
 
+def classify_by(ops: list, channels: int = 3):
+    described = networks.description("classification", (None, channels, None, None), CLASS_OPTIONS, ops)
+    return Classification(described).prepare
+
+
 @pytest.mark.parametrize("ops", [EVALUATION, EVALUATION[1:], [{"DecodeImage": {"to_rgb": False}}, *EVALUATION[1:]]])
 def test_classification(tmp_path, ops):
     image = picture((47, 71))
     Image.fromarray(image[..., ::-1]).save(tmp_path / "x.png")
     complete = ops if "DecodeImage" in ops[0] else [EVALUATION[0], *ops]
     expected = pipeline(build_ops(complete))((tmp_path / "x.png").read_bytes())
-    prepare = ClassificationInput(ops, 3, "x")
+    prepare = classify_by(ops)
     for same in (image, tmp_path / "x.png"):
         np.testing.assert_array_equal(prepare(same)[0], expected)
 
@@ -159,22 +223,29 @@ def test_classification(tmp_path, ops):
 @pytest.mark.parametrize(
     ("ops", "message"),
     [
-        ([{"RandFlipImage": {}}], "no operation 'RandFlipImage'; .*known here: DecodeImage, ResizeImage"),
-        (["ToCHWImage", 3], "no operation 3"),
-        ([{"CropImage": {"syze": 3}}], "no argument 'syze'; did you mean 'size'"),
+        ([{"RandFlipImage": {}}], "no operation is called 'RandFlipImage'; .*known here: DecodeImage, ResizeImage"),
+        (["ToCHWImage", 3], "no operation is called 3"),
+        ([{"CropImage": {"syze": 3}}], "no .*argument.*; did you mean 'size'"),
+        ([{"ToCHWImage": None}, EVALUATION[0]], "Deploy.transforms.*ToCHWImage works on .*put DecodeImage first"),
+        ([{"ResizeImage": {"size": [10**6, 10**6]}}], "ResizeImage would make more than 134217728 pixels"),
+        ([{"ResizeImage": {"resize_short": 10**6}}], "ResizeImage would make more than 134217728 pixels"),
     ],
 )
 def test_operations_that_cannot_be(ops, message):
     with pytest.raises(ConfigError, match=message):
-        ClassificationInput(ops, 3, "x")
+        classify_by(ops)
 
 
 def test_classification_of_what_is_no_image(tmp_path):
     (tmp_path / "x.png").write_bytes(b"no image")
-    prepare = ClassificationInput(EVALUATION, 3, "x")
-    with pytest.raises(ValueError, match=r"x\.png: the file is no image"):
+    prepare = classify_by(EVALUATION)
+    with pytest.raises(ValueError, match=r"cannot read the image .*x\.png: .*the file is no image"):
         prepare(tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"cannot read the image .*absent: there is no such file"):
+        prepare(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"cannot read the image .*: there is no such file"):
+        prepare(tmp_path)
     with pytest.raises(ValueError, match="expected an image of uint8"):
         prepare(np.zeros((50, 50, 3), np.float32))
-    with pytest.raises(ConfigError, match="work on 3 channels, the model takes 4"):
-        ClassificationInput(EVALUATION, 4, "x")
+    with pytest.raises(ConfigError, match=r"'Deploy\.input_shape' must have 3 channels, got 4"):
+        classify_by(EVALUATION, channels=4)

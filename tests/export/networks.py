@@ -43,7 +43,7 @@ def inputs(*size: int) -> np.ndarray:
 
 
 def lively(model: Any) -> Any:
-    """Give a segmentor weights with which its predictions are varied (fresh ones predict one class nearly everywhere)."""
+    """Give a segmentor weights with which its predictions are varied (fresh ones predict one class nearly all over)."""
     rng = np.random.default_rng(1)
     for name, value in model.state_dict().items():
         if name.endswith("classifier.weight"):

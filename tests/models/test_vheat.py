@@ -1,4 +1,4 @@
-"""The trunk and the classifier against the references and an independent plain port."""
+"""The backbone and the classifier against the references and an independent plain port."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def published(golden_checkpoint):
 @pytest.fixture
 def reference_model(published):
     model = micro()
-    state, left_over = convert_state(published)
-    assert not left_over
+    state, unexpected = convert_state(published)
+    assert not unexpected
     load_state(model, state, "reference")
     return model
 
@@ -111,14 +111,6 @@ def test_parameter_counts_and_fold_of_the_full_models(name):
     assert shapes == [[1, width * 2**i, 56 // 2**i, 56 // 2**i] for i in range(4)]
 
 
-def test_list_and_unknown_names():
-    assert paddle_vheat.list_models() == ["vheat_tiny", "vheat_small", "vheat_base"]
-    with pytest.raises(ValueError, match="unknown model 'vheat_tinny'; did you mean 'vheat_tiny'"):
-        paddle_vheat.create_model("vheat_tinny")
-    with pytest.raises(ValueError, match="path of a checkpoint"):
-        paddle_vheat.create_model("vheat_tiny", pretrained=True)
-
-
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (112, 137), (64, 511), (224, 32)])
 def test_any_size_and_fold_of_it(size):
     model = micro()
@@ -126,10 +118,11 @@ def test_any_size_and_fold_of_it(size):
     x = paddle.randn([1, 3, *size])
     with paddle.no_grad():
         maps = model.forward_features(x)
-        expected = [[1, 16 * 2**i, *plate] for i, plate in enumerate(stage_sizes(size))]
+        expected = [[1, 16 * 2**i, *side] for i, side in enumerate(stage_sizes(size))]
         assert [feature.shape for feature in maps] == expected
         assert all(np.isfinite(feature.numpy()).all() for feature in maps)
-        assert relative_error(model.fold(size)(x).numpy(), model(x).numpy()) < 1e-5
+        for folded in (model.fold(size), model.fold()):
+            assert relative_error(folded(x).numpy(), model(x).numpy()) < 1e-5
 
 
 def keys_cubic(t, a=-0.75):
@@ -154,12 +147,12 @@ def bicubic_reference(array, size):
     return np.einsum("ai,bj,ijc->abc", rows, columns, array.astype(np.float64))
 
 
-@pytest.mark.parametrize("plate", [(16, 16), (7, 20), (31, 5), (40, 64), (1, 3), (1, 1)])
-def test_frequency_embedding_is_resized_bicubically(plate):
+@pytest.mark.parametrize("size", [(16, 16), (7, 20), (31, 5), (40, 64), (1, 3), (1, 1)])
+def test_frequency_embedding_is_resized_bicubically(size):
     stage = micro().backbone.stages[0]
-    resized = stage.embedding_for(paddle.zeros([1, *plate, 16])).numpy()
+    resized = stage.embedding_for(paddle.zeros([1, *size, 16])).numpy()
     # sums of four times four float32 products
-    assert relative_error(resized, bicubic_reference(stage.frequency_embedding.numpy(), plate)) < 1e-6
+    assert relative_error(resized, bicubic_reference(stage.frequency_embedding.numpy(), size)) < 1e-6
 
 
 def test_fold_leaves_the_original_and_says_what_it_cannot():
@@ -175,7 +168,7 @@ def test_fold_leaves_the_original_and_says_what_it_cannot():
         first(x)
     with pytest.raises(ValueError, match="already folded for 64 x 64"):
         first.fold(32)
-    with pytest.raises(ValueError, match="at least 32 pixels"):
+    with pytest.raises(ValueError, match="fold: vHeat needs at least 32 pixels"):
         model.fold(16)
 
 
@@ -235,14 +228,14 @@ def test_the_whole_model_trains_in_a_static_graph(full_graph, recompute):
     assert max(relative_error(b, a) for a, b in zip(expected, gradients_of(static, model, x))) < 3e-5
 
 
-@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("form", ["plain", "dynamic", "folded"])
 @pytest.mark.parametrize("grad", [False, True])
-def test_evaluation_with_bytecode_tracing(fold, grad):
+def test_evaluation_with_bytecode_tracing(form, grad):
     """``to_static`` as it is by default, where code that it cannot trace is run between two graphs."""
     model = micro(depths=(1, 1, 1, 1))
     model.eval()
-    if fold:
-        model = model.fold(64)
+    if form != "plain":
+        model = model.fold(64 if form == "folded" else None)
     static = paddle.jit.to_static(copy.deepcopy(model), full_graph=False)
     x = paddle.randn([2, 3, 64, 64])
     with paddle.set_grad_enabled(grad):
@@ -250,29 +243,33 @@ def test_evaluation_with_bytecode_tracing(fold, grad):
         assert relative_error(static(x).numpy(), model(x).numpy()) < 1e-5
 
 
-def test_evaluation_without_gradients_gives_the_same(monkeypatch):
-    """By forms that are faster on a CPU (``paddle_vheat/ops/eager.py``)."""
+@pytest.mark.parametrize("size", [None, 64])
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_folded_evaluation_is_in_faster_forms(monkeypatch, size, post_norm):
     calls, product = [], paddle.addmm
     monkeypatch.setattr(paddle, "addmm", lambda *args: calls.append(args) or product(*args))
-    for model in (micro(), micro().fold(64), micro(post_norm=True)):
-        model.eval()
-        x = paddle.randn([2, 3, 64, 64])
-        with_gradients = model(x)
-        assert not with_gradients.stop_gradient
+    model = micro(post_norm)
+    model.eval()
+    folded, x = model.fold(size), paddle.randn([2, 3, 64, 64])
+    with paddle.no_grad():
+        expected = model(x)
         assert not calls
-        with paddle.no_grad():
-            without = model(x)
-        assert without.stop_gradient
-        assert len(calls) == 4 * 5  # four in each block
-        calls.clear()
-        # float32 through 5 blocks, sums in another order
-        assert relative_error(without.numpy(), with_gradients.numpy()) < 1e-5
+        found = folded(x)
+    assert len(calls) == 4 * 5  # four in each block
+    # float32 through 5 blocks, sums in another order
+    assert relative_error(found.numpy(), expected.numpy()) < 1e-5
+    with_gradients = folded(x)
+    assert not with_gradients.stop_gradient
+    assert len(calls) == 4 * 5
+    assert relative_error(with_gradients.numpy(), expected.numpy()) < 1e-5
 
 
-def test_layers_are_seen_by_what_watches_layers():
+@pytest.mark.parametrize("size", ["plain", None, 64])
+def test_layers_are_seen_by_what_watches_layers(size):
     """Hooks, on which ``paddle.flops`` and ``paddle.summary`` rest."""
     model = micro()
     model.eval()
+    model = model if size == "plain" else model.fold(size)
     seen = set()
     kinds = (paddle.nn.Linear, paddle.nn.Conv2D)
     expected = {name for name, layer in model.named_sublayers() if type(layer) in kinds and not name.endswith("to_k")}
@@ -323,9 +320,11 @@ def test_float64_throughout(post_norm):
     assert relative_error(resized, reference) < 1e-13
 
 
-def test_many_threads_at_once():
+@pytest.mark.parametrize("form", ["plain", "dynamic"])
+def test_many_threads_at_once(form):
     model = micro()
     model.eval()
+    model = model.fold() if form == "dynamic" else model
     images = [paddle.randn([1, 3, 32 + 8 * (i % 5), 64]) for i in range(20)]
 
     def run(x):
@@ -420,16 +419,26 @@ def test_bad_images(images, message):
         micro()(paddle.zeros(images))
 
 
+@pytest.mark.parametrize(("images", "model"), [("float64", "float32"), ("float32", "float64"), ("uint8", "float32")])
+def test_images_of_another_dtype(images, model):
+    with pytest.raises(ValueError, match=f"expected images of the model's {model}, got {images}; cast the images"):
+        micro().to(dtype=model)(paddle.zeros([1, 3, 64, 64]).astype(images))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"img_size": 16}, "at least 32"),
-        ({"img_size": (64, 64, 3)}, "an int or"),
-        ({"img_size": 64.0}, "an int or"),
-        ({"img_size": "64"}, "an int or"),
+        ({"img_size": (64, 64, 3)}, "positive int or"),
+        ({"img_size": 64.0}, "positive int or"),
+        ({"img_size": "64"}, "positive int or"),
         ({"embed_dim": 15}, "embed_dim must be even"),
         ({"depths": (1, 1, 1)}, "four positive"),
         ({"drop_path_rate": 1.0}, "drop_path_rate"),
+        ({"drop_path_rate": float("nan")}, "drop_path_rate"),
+        ({"out_indices": ()}, "out_indices"),
+        ({"out_indices": (1, 0)}, "out_indices"),
+        ({"out_indices": (0, 4)}, "out_indices must be rising numbers from 0 to 3"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -437,13 +446,13 @@ def test_bad_arguments(arguments, message):
         VHeat(**{**MICRO, **arguments})
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_static_graph_equals_dygraph(dynamic, tmp_path):
-    model = micro()
+@pytest.mark.parametrize("form", ["plain", "dynamic", "folded"])
+def test_static_graph_equals_dygraph(form, tmp_path):
+    model, dynamic = micro(), form != "folded"
     model.eval()
-    shape = [None, 3, None, None] if dynamic else [1, 3, 64, 96]
-    spec = [paddle.static.InputSpec(shape, "float32", "x")]
-    static = paddle.jit.to_static(model if dynamic else model.fold((64, 96)), input_spec=spec, full_graph=True)
+    traced = model if form == "plain" else model.fold(None if dynamic else (64, 96))
+    spec = [paddle.static.InputSpec([None, 3, None, None] if dynamic else [1, 3, 64, 96], "float32", "x")]
+    static = paddle.jit.to_static(traced, input_spec=spec, full_graph=True)
     path = str(tmp_path / "model")
     paddle.jit.save(static, path)
     loaded = paddle.jit.load(path)

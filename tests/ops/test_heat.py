@@ -10,6 +10,7 @@ import scipy.fft
 
 from paddle_vheat import ops
 from paddle_vheat._paddle import paddle
+from paddle_vheat.weights.loading import load_state
 from tests.conftest import golden, relative_error, sample
 
 heat_module = importlib.import_module("paddle_vheat.ops.heat")
@@ -78,11 +79,11 @@ def test_folded_decay_equals_the_reference():
         assert relative_error(layer.conduct(tensor(data["x"]), decay).numpy(), data["y_infer"]) < 3e-5
 
 
-@pytest.mark.parametrize("plate", [(8, 8), (5, 9), (1, 6), (6, 1), (1, 1)])
-def test_conduction_equals_scipy_in_float64(plate):
+@pytest.mark.parametrize("size", [(8, 8), (5, 9), (1, 6), (6, 1), (1, 1)])
+def test_conduction_equals_scipy_in_float64(size):
     rng = np.random.default_rng(1)
-    heat, k = rng.standard_normal((2, *plate, 3)), rng.uniform(0, 3, (*plate, 3))
-    rows, columns = (np.pi * np.arange(n) / n for n in plate)
+    heat, k = rng.standard_normal((2, *size, 3)), rng.uniform(0, 3, (*size, 3))
+    rows, columns = (np.pi * np.arange(n) / n for n in size)
     decay = np.exp(-k * (rows[:, None] ** 2 + columns[None, :] ** 2)[..., None])
     ours = ops.heat_decay(tensor(k))
     assert ours.dtype == paddle.float64
@@ -97,6 +98,8 @@ def test_limits_of_the_diffusivity():
     assert relative_error(still.numpy(), heat) < 1e-13
     assert float((still**2).sum()) == pytest.approx((heat**2).sum(), rel=1e-13)
     mixed = ops.conduct_heat(tensor(heat), ops.heat_decay(paddle.full([7, 10, 3], 1e6, "float64")))
+    mixed_at_once = ops.conduct_heat(tensor(heat), ops.heat_decay(paddle.full([7, 10, 3], np.inf, "float64")))
+    assert np.array_equal(mixed_at_once.numpy(), mixed.numpy())
     mean = np.broadcast_to(heat.mean(axis=(1, 2), keepdims=True), heat.shape)
     assert relative_error(mixed.numpy(), mean) < 1e-13
 
@@ -170,7 +173,7 @@ def test_half_precision_input_keeps_its_type_and_a_wide_product():
     heat = tensor(np.full((1, 2, 2, 1), 60000, np.float16), True)
     decay = tensor(np.ones((2, 2, 1), np.float32), True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heat_module, "_dct_plate", lambda x, inverse: x * 1)
+        patch.setattr(heat_module, "_dct_map", lambda x, inverse: x * 1)
         out = ops.conduct_heat(heat, decay)
         (out.astype("float32") * 1000).sum().backward()
     assert [x.dtype for x in (out, heat.grad, decay.grad)] == [paddle.float16, paddle.float16, paddle.float32]
@@ -189,7 +192,7 @@ def test_keeps_only_the_modes_and_the_decay():
     assert saved == [[2, 4, 4, 3], [4, 4, 3]]
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-30, 1.0, 1e4, 1e30, 3e38])
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1.0, 1e4, 1e30, 3e38, np.inf])
 def test_gradients_are_finite_for_every_diffusivity(value):
     k = tensor(np.full((6, 6, 2), value, np.float32), True)
     heat = tensor(np.random.default_rng(5).standard_normal((2, 6, 6, 2)).astype(np.float32), True)
@@ -226,7 +229,7 @@ def test_decay_is_float32_under_autocast():
     assert relative_error(decay.numpy(), expected.numpy()) < 1e-5
 
 
-def test_plate_and_decay_of_different_precision():
+def test_heat_and_decay_of_different_precision():
     # As under AMP, with the pair of dtypes that the CPU has products for.
     rng = np.random.default_rng(6)
     heat = tensor(rng.standard_normal((2, 6, 6, 3)), True)
@@ -246,6 +249,39 @@ def test_empty_batch_and_bad_shapes():
         ops.conduct_heat(paddle.zeros([4, 4, 2]), paddle.ones([4, 4, 2]))
     with pytest.raises(ValueError, match="data_format"):
         ops.HeatConduction2D(4, data_format="CHW")
+    with pytest.raises(ValueError, match="needs a frequency embedding with each map"):
+        ops.HeatConduction2D(4)(paddle.zeros([1, 6, 5, 4]))
+    with pytest.raises(ValueError, match=r"expected NCHW maps of 4 channels, got \[1, 6, 5, 4\]"):
+        ops.HeatConduction2D(4, size=6)(paddle.zeros([1, 6, 5, 4]))
+    with pytest.raises(ValueError, match="HeatConduction2D: size: expected a positive int or"):
+        ops.HeatConduction2D(4, size=(6, 0))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int64"])
+def test_dtypes_of_which_a_cpu_has_no_products(dtype):
+    x = paddle.ones([1, 4, 4, 2]).astype(dtype)
+    with pytest.raises(ValueError, match=f"conduct_heat: .*, got {dtype}"):
+        ops.conduct_heat(x, paddle.ones([4, 4, 2]))
+    if dtype == "int64":
+        with pytest.raises(ValueError, match="heat_decay: expected a floating-point input, got int64"):
+            ops.heat_decay(x[0])
+    else:
+        assert ops.heat_decay(x[0]).dtype == paddle.float32
+
+
+@pytest.mark.parametrize("size", [(6, 5), (9, 4)])
+def test_an_operator_that_owns_its_embedding(size):
+    """NCHW; at another size its embedding is resized."""
+    layer = ops.HeatConduction2D(3, (6, 5))
+    assert layer.frequency_embedding.shape == [6, 5, 3]
+    shared = ops.HeatConduction2D(3)
+    load_state(shared, {k: v.numpy() for k, v in layer.state_dict().items() if k != "frequency_embedding"}, "x")
+    x = paddle.randn([2, 3, *size])
+    expected = shared(x.transpose([0, 2, 3, 1]), ops.resize_bicubic(layer.frequency_embedding, *size))
+    ours = layer(x)
+    assert np.array_equal(ours.numpy(), expected.transpose([0, 3, 1, 2]).numpy())
+    ours.sum().backward()
+    assert all(p.grad is not None for p in layer.parameters())
 
 
 def test_embedding_at_frequency_zero_never_matters():

@@ -35,10 +35,16 @@ def test_bilinear_of_the_same_size_is_the_input():
 
 def test_bicubic_gradient_is_the_transpose():
     rng = np.random.default_rng(2)
-    plate = paddle.to_tensor(rng.standard_normal((4, 5, 2)), stop_gradient=False)
+    x = paddle.to_tensor(rng.standard_normal((4, 5, 2)), stop_gradient=False)
     cotangent = rng.standard_normal((7, 3, 2))
-    (ops.resize_bicubic(plate, 7, 3) * paddle.to_tensor(cotangent)).sum().backward()
+    (ops.resize_bicubic(x, 7, 3) * paddle.to_tensor(cotangent)).sum().backward()
     unit = paddle.to_tensor(np.eye(20).reshape(4, 5, 20))
     columns = ops.resize_bicubic(unit, 7, 3).numpy()
     expected = np.einsum("hwn,hwc->nc", columns, cotangent).reshape(4, 5, 2)
-    assert relative_error(plate.grad.numpy(), expected) < 1e-12
+    assert relative_error(x.grad.numpy(), expected) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int64"])
+def test_bicubic_of_a_dtype_without_products(dtype):
+    with pytest.raises(ValueError, match=f"resize_bicubic: .*, got {dtype}"):
+        ops.resize_bicubic(paddle.ones([4, 5, 2]).astype(dtype), 3, 3)

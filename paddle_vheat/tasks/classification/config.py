@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paddle_vheat.config import option, read_options, unknown_keys
-from paddle_vheat.config.build import arguments_of, by_name, find_problems
+from paddle_vheat.config.build import arguments_of, find_problems
 from paddle_vheat.config.options import INFINITE
 from paddle_vheat.engine.loader import max_workers
 from paddle_vheat.engine.optim import Epochs, Factors, Recipe, Schedule
@@ -166,7 +166,7 @@ def read(config: Mapping[str, Any]) -> tuple[Settings | None, Recipe | None, lis
         return None, None, problems
     arch = dict(options.Arch)
     name, classes, pretrained = arch.pop("name", None), arch.pop("class_num", 1000), arch.pop("pretrained", None)
-    if name not in {**ARCHITECTURES, "vHeat": ""}:
+    if not isinstance(name, str) or name not in {**ARCHITECTURES, "vHeat": ""}:
         problems += find_problems(name, {}, {**dict.fromkeys(ARCHITECTURES), "vHeat": None}, "Arch.name")
     else:
         taken = arguments_of(VHeat)
@@ -194,7 +194,10 @@ def _dataset(block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list
     arguments = {key: value for key, value in block.items() if key not in ("name", "batch_transform_ops")}
     # The root may be missing only where it has a default, as the class says; num_classes and source are given.
     problems = find_problems(block.get("name"), arguments, DATASETS, where, ("num_classes", "source"))
-    for i, operation in enumerate(block.get("transform_ops") or []):
+    operations = block.get("transform_ops") or []
+    if not isinstance(operations, list):
+        return dict(block), [*problems, f"'{where}.transform_ops' must be a list of operations, got {operations!r}"]
+    for i, operation in enumerate(operations):
         sizes = [one.get("size") for one in operation.values() if isinstance(one, dict)] if _is_dict(operation) else []
         for size in sizes:
             sides = size if isinstance(size, (list, tuple)) else [size]
@@ -218,8 +221,8 @@ def _cross_entropy(losses: list[Any], problems: list[str]) -> CrossEntropyOption
 
 def _topk(metric: MetricOptions | None, problems: list[str]) -> tuple[int, ...]:
     for i, entry in enumerate((metric.Eval if metric else None) or []):
-        name, arguments = by_name(entry)
-        if name != "TopkAcc":
+        name, arguments = next(iter(entry.items()), (None, None))
+        if name != "TopkAcc" or not isinstance(arguments or {}, dict):
             problems += find_problems(name, {}, {"TopkAcc": None}, f"Metric.Eval.{i}")
             continue
         topk = (arguments or {}).get("topk", [1, 5])

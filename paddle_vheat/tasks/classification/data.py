@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat.config import MissingFileError, did_you_mean
-from paddle_vheat.data.image_file import absent_files
+from paddle_vheat.data.image_file import absent_files, not_a_file
+from paddle_vheat.data.list_file import read_list
 from paddle_vheat.errors import DataError
 from paddle_vheat.tasks.classification.transforms import DecodeImage, build_ops, pipeline
 from paddle_vheat.tasks.classification.wnids import folder_classes
@@ -73,15 +74,11 @@ class ImageNetDataset:
             self.num_classes = num_classes or max(label for _, label in self.file_list) + 1
 
     def _read_list(self, path: Path, delimiter: str, num_classes: int | None) -> None:
-        if not path.is_file():
+        if not path.exists():
             near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.txt")])
             raise MissingFileError(f"no such list of images: {path}{near}")
         root = os.fspath(self.image_root)
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: no text file in UTF-8: {error}") from error
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_list(path, delimiter), 1):
             if not line.strip():
                 continue
             name, found, text = line.strip().rpartition(delimiter)
@@ -137,8 +134,11 @@ class ImageNetDataset:
         self._read(index, DecodeImage())
 
     def _read(self, index: int, transform: Callable[[bytes], Any]) -> Any:
+        path = self.file_list[index][0]
         try:
-            with open(self.file_list[index][0], "rb") as file:
+            if why := not_a_file(path):
+                raise DataError(why)
+            with open(path, "rb") as file:
                 return transform(file.read())
         except (OSError, ValueError) as error:
             raise DataError(f"{self._where(index)}: {getattr(error, 'strerror', None) or error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ class Processor:
         if description.input_shape[1] != 3:
             problems.append(f"'Deploy.input_shape' must have 3 channels, got {description.input_shape[1]}")
         try:
-            ops = evaluation_ops(description.transforms, "Deploy.transforms")
-            self._from_file, self._from_image = pipeline(ops), pipeline(ops[1:], takes="image")
+            ops = evaluation_ops(description.transforms, where := "Deploy.transforms")
+            self._from_file = pipeline(ops, source=where)
+            self._from_image = pipeline(ops[1:], takes="image", source=where)
         except ConfigError as error:
             problems += error.problems
         if problems:
@@ -79,7 +80,7 @@ class Processor:
         return ClassificationPrediction.of(output, names)
 
 
-def evaluation_ops(config: list[dict[str, Any]], where: str) -> list[Any]:
+def evaluation_ops(config: Sequence[Any], where: str) -> list[Any]:
     """Operations of evaluation from PaddleClas' list of {name: arguments}, with DecodeImage before them.
 
     Raises:

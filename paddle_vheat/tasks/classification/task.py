@@ -89,8 +89,7 @@ class ClassificationTask:
         arguments = dict(self.settings.datasets[split])
         given: dict[str, Any] = {"source": f"{where}.transform_ops"}
         name = arguments.pop("name")
-        if name == "ImageNetDataset":
-            given["num_classes"] = arguments.pop("num_classes", self.settings.num_classes)
+        given["num_classes"] = arguments.pop("num_classes", self.settings.num_classes)
         try:
             return build(name, arguments, schema.DATASETS, where, **given)
         except FileNotFoundError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from paddle_vheat.config import option, read_options
@@ -120,7 +120,7 @@ def read(config: Mapping[str, Any], registry: Mapping[str, Any]) -> tuple[Segmen
     options = read_options(SegmentationOptions, config, "", problems)
     if options is None:
         good = {key: value for key, value in config.items() if key not in broken_blocks(problems)}
-        blank = dict.fromkeys((field.name for field in fields(SegmentationOptions)), None)
+        blank = {f.name: None if f.default is MISSING else f.default for f in fields(SegmentationOptions)}
         options = SegmentationOptions(**{**blank, **{k: v for k, v in good.items() if k in blank}})
     spoilt = broken_blocks(problems)
     for key in ("train_dataset", "val_dataset", "loss", "model"):
@@ -173,7 +173,8 @@ def _component_problems(block: Any, where: str, registry: Mapping[str, Any], pro
 
 
 def _loss_problems(loss: Mapping[str, Any]) -> list[str]:
-    types, coefficients = loss.get("types"), loss.get("coef")
+    types: Any = loss.get("types")
+    coefficients: Any = loss.get("coef")
     problems = [
         f"'loss.{key}' must be a list of {what}, got {value!r}"
         for key, value, kind, what in (
@@ -203,15 +204,16 @@ def _weights_problems(values: Any, where: str) -> list[str]:
 
 def _optimizer_problems(block: Mapping[str, Any]) -> list[str]:
     problems: list[str] = []
-    name = _LOWER_CASE.get(block.get("type", ""), block.get("type"))
+    name = block.get("type")
+    name = _LOWER_CASE.get(name, name) if isinstance(name, str) else name
     name = "Momentum" if name == "SGD" and "momentum" in block else name
-    if name not in OPTIMIZERS:
+    if not isinstance(name, str) or name not in OPTIMIZERS:
         return find_problems(name, {}, OPTIMIZERS, "optimizer.type")
     arguments = {key: value for key, value in block.items() if key != "type"}
     options = read_options(OPTIMIZERS[name], arguments, "optimizer", problems)
     clip = getattr(options, "grad_clip_cfg", None)
     if clip is not None:
-        keys = CLIPS.get(clip.get("name"))
+        keys = CLIPS.get(clip["name"]) if isinstance(clip.get("name"), str) else None
         if keys is None:
             problems += find_problems(clip.get("name"), {}, CLIPS, "optimizer.grad_clip_cfg.name")
         elif set(clip) - keys - {"name"} or not set(clip) & keys:
@@ -327,7 +329,7 @@ def _finite(value: Any) -> bool:
 def make_recipe(options: SegmentationOptions) -> Recipe:
     """The recipe of sound options."""
     block, schedule = dict(options.optimizer), dict(options.lr_scheduler)
-    name = block.pop("type")
+    name: str = block.pop("type")
     name = _LOWER_CASE.get(name, name)
     name = "Momentum" if name == "SGD" and "momentum" in block else name
     chosen: Any = read_options(OPTIMIZERS[name], block, "optimizer")

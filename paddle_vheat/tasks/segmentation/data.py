@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paddle_vheat.config import ConfigError, MissingFileError, did_you_mean
+from paddle_vheat.config import ConfigError, MissingFileError, building, did_you_mean
 from paddle_vheat.engine.loader import read_sample
 from paddle_vheat.errors import DataError
 from paddle_vheat.integrations import paddleseg as seg
@@ -57,7 +58,7 @@ class SegmentationData:
         image = np.moveaxis(item["img"], 0, -1).astype(np.uint8)
         return {
             "img": image if image.shape[2] == 3 else np.repeat(image, 3, 2),
-            "label": np.int64(item["label"]).squeeze(),
+            "label": np.asarray(item["label"], dtype=np.int64).squeeze(),
         }
 
     def check_all(self, values: list[bool]) -> list[str]:
@@ -105,7 +106,22 @@ def build_dataset(block: Mapping[str, Any] | None, key: str, source: str, regist
     if absent:
         raise MissingFileError(f"{source}: '{key}': {len(absent)} files are missing, the first is {absent[0]}")
     seg.wrap_dataset(dataset)
-    return SegmentationData(dataset, str(dataset.mode) == "train")
+    data = SegmentationData(dataset, str(dataset.mode) == "train")
+    _try_transforms(data, f"{source}: '{key}.transforms'")
+    return data
+
+
+def _try_transforms(data: SegmentationData, where: str) -> None:
+    """Raise a ConfigError if PaddleSeg's transforms, which do not check their arguments, fail on the first sample."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with building(where):
+            read_sample(data, 0)
+    except DataError:  # of a file: the check of the data reports it, and all others
+        pass
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def list_problems(block: Mapping[str, Any], key: str) -> list[str]:

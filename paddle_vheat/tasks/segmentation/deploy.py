@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from paddle_vheat.tasks.segmentation.visualize import SegmentationPrediction, de
 class Options(ScoreOptions):
     """What ``deploy.yaml`` holds for segmentation."""
 
-    palette: list[list[int]] | None = option(list, None, items=list)
+    palette: Sequence[Sequence[int]] | None = option(list, None, items=list)
 
 
 class Processor:

@@ -212,8 +212,8 @@ def build_transforms(config: Any, where: str = "transforms", channels: int = 3) 
     """Transforms from PaddleSeg's list of {type: name, argument: value}.
 
     Raises:
-        ConfigError: for a transform or argument that is not known here, and values that a transform does not take; names
-            ``where``, the list's path. All mistakes are reported at once.
+        ConfigError: for a transform or argument that is not known here, and values that a transform does not take;
+            names ``where``, the list's path. All mistakes are reported at once.
     """
     if not isinstance(config, Sequence) or isinstance(config, str):
         raise ConfigError(f"'{where}' must be a list, got {short(config)}")
@@ -235,8 +235,8 @@ def _build(entry: Any, where: str, channels: int, problems: list[str]) -> Any:
         return None
     found: list[str] = []
     transform = read_options(TRANSFORMS[name], arguments, where, found)
-    for key in ("mean", "std") if isinstance(transform, Normalize) else ():
-        if len(getattr(transform, key)) not in (1, channels):
+    for key in ("mean", "std"):
+        if isinstance(transform, Normalize) and len(getattr(transform, key)) not in (1, channels):
             found.append(f"'{where}.{key}' must be a list of {channels} numbers, got {len(getattr(transform, key))}")
     if isinstance(transform, LimitLong) and (transform.min_long or 1) > (transform.max_long or MAX_PIXELS):
         found.append(f"'{where}.min_long' must be at most max_long, {transform.max_long}, got {transform.min_long}")

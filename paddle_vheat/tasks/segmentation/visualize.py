@@ -70,8 +70,9 @@ def compose_triptych(image: np.ndarray, label: np.ndarray, classes: np.ndarray, 
 
 
 def default_palette(classes: int) -> np.ndarray:
-    """RGB of each class, uint8 (classes, 3): the bits of the class' number, spread over the colours' high bits."""
-    ids, palette = np.arange(classes), np.zeros((classes, 3), np.uint8)
+    """RGB of each class, uint8 (classes, 3), PaddleSeg's: the bits of the class' number, counted from 1, spread over
+    the three channels, the highest first."""
+    ids, palette = np.arange(1, classes + 1), np.zeros((classes, 3), np.uint8)
     for level in range(8):
         for channel in range(3):
             palette[:, channel] |= (((ids >> (3 * level + channel)) & 1) << (7 - level)).astype(np.uint8)
