@@ -125,7 +125,7 @@ def test_which_are_known():
         (np.where(np.arange(60).reshape(4, 5, 3) == 31, np.nan, 3.0), "got nan to nan"),
         (Image.new("RGB", (5, 4)), "a file or a NumPy array as an image, got Image"),
         ("absent.png", r"cannot read the image absent\.png: there is no such file"),
-        ("/", r"cannot read the image /: there is no such file"),
+        ("/", r"cannot read the image /: it is a folder, not a file"),
         ("/dev/null", r"cannot read the image /dev/null: "),
     ],
 )
@@ -243,7 +243,7 @@ def test_classification_of_what_is_no_image(tmp_path):
         prepare(tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"cannot read the image .*absent: there is no such file"):
         prepare(tmp_path / "absent")
-    with pytest.raises(ValueError, match=r"cannot read the image .*: there is no such file"):
+    with pytest.raises(ValueError, match=r"cannot read the image .*: it is a folder, not a file"):
         prepare(tmp_path)
     with pytest.raises(ValueError, match="expected an image of uint8"):
         prepare(np.zeros((50, 50, 3), np.float32))

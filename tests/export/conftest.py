@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.export import networks
+from tests.tasks.conftest import cityscapes  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,11 @@
-"""export.py --format and predict.py --exported: the pictures of the checkpoint, and no Paddle where none is needed."""
+"""export.py and predict.py --exported: the pictures of the checkpoint, and no Paddle where none is needed."""
 
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,8 @@ import yaml
 from PIL import Image
 
 from paddle_vheat import cli
+from paddle_vheat.config import load_config
+from paddle_vheat.tasks.classification.task import ClassificationTask
 from paddle_vheat.weights.loading import save_weights
 from tests.conftest import needs_onnx, paddle
 from tests.engine import tiny
@@ -85,20 +90,17 @@ def test_onnx_needs_no_paddle(exported, cityscapes, tmp_path):
 
 @needs_onnx
 def test_classification(tmp_path, capsys):
-    from paddle_vheat.engine.tasks import make_task
-
-    from paddle_vheat.config import load_config
-
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
     for name in ("a.png", "b.png"):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "in" / name)
-    save_weights(make_task(load_config(DIGITS, SMALL[1:]), DIGITS).model, tmp_path / "model.pdparams")
+    config = load_config(DIGITS, SMALL[1:])
+    save_weights(ClassificationTask(config, DIGITS).build_model(), tmp_path / "model.pdparams")
     model = ["--config", DIGITS, "--model_path", str(tmp_path / "model.pdparams"), "--device", "cpu", *SMALL]
     shape = ["--input_shape", "1", "3", "32", "32"]
     assert cli.export([*model, "--save_dir", str(tmp_path / "out"), "--format", "onnx", *shape]) == 0
     deploy = yaml.safe_load((tmp_path / "out" / "deploy.yaml").read_text(encoding="utf-8"))["Deploy"]
-    assert (deploy["task"], deploy["output_op"]) == ("classification", "softmax")
+    assert (deploy["task"], deploy["options"]["output_op"]) == ("classification", "softmax")
     images = ["--image_path", str(tmp_path / "in")]
     assert cli.predict([*model, *images, "--save_dir", str(tmp_path / "a")]) == 0
     assert cli.predict(["--exported", str(tmp_path / "out"), *images, "--save_dir", str(tmp_path / "b")]) == 0
@@ -122,17 +124,47 @@ def test_classification(tmp_path, capsys):
         (["--exported", "x", "--is_slide", "--crop_size", "64", "64", "--stride", "32", "32"], "takes no --is_slide"),
         (["--exported", "x", "--device", "npu"], "--device npu: an exported model is run on cpu or gpu"),
         (["--exported", "/no/such"], "/no/such: no such folder; give the folder that export.py wrote"),
-        (["--exported", "/", "--threads", "0"], "threads: expected a positive whole number, got 0"),
+        (["--exported", "/", "--threads", "0"], "threads: expected a positive integer, got 0"),
         (["--exported", "/", "--runtime", "tvm"], "invalid choice: 'tvm'"),
+        (["--exported", "/", "--save_dir", "{folder}"], "{folder} has the images in it"),
     ],
 )
 def test_options_that_cannot_be(cityscapes, capsys, options, message):
     image = next((cityscapes / "leftImg8bit" / "val").rglob("*.png"))
+    options = [option.format(folder=image.parent) for option in options]
+    source = image.parent if "--save_dir" in options else image
     try:
-        code = cli.predict(["--image_path", str(image), *options])
+        code = cli.predict(["--image_path", str(source), *options])
     except SystemExit as stop:
         code = stop.code
-    assert message in one_error(code, capsys.readouterr().err)
+    assert message.format(folder=image.parent) in one_error(code, capsys.readouterr().err)
+
+
+SLOW_EXPORT = """
+import sys, time
+from paddle_vheat import cli
+start = cli._start_paddle
+def started(args):
+    start(args)
+    from paddle_vheat.export import parity
+    parity.load_runtime = lambda *args: print("checking", flush=True) or time.sleep(60)
+cli._start_paddle = started
+sys.exit(cli.export(sys.argv[1:]))
+"""
+
+
+def test_sigterm_leaves_nothing(project, tmp_path):
+    """Sent while the export is compared. Paddle, which is imported by the command, sets a handler of its own."""
+    command = ["--config", project / "tiny.yml", "--model_path", project / "model.pdparams", "--device", "cpu"]
+    command += ["--input_shape", "1", "3", "32", "64", "--save_dir", tmp_path / "out"]
+    command = [sys.executable, "-c", SLOW_EXPORT, *map(str, command)]
+    process = subprocess.Popen(command, env=tiny.environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while "checking" not in (line := process.stdout.readline()):
+        assert line, "the export ended by itself"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == cli.EXIT_SIGNAL
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_format(project, capsys):
