@@ -10,6 +10,7 @@ set in the environment and it is not there. The engine of a real checkout is run
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import importlib.util
 import logging
@@ -24,7 +25,7 @@ import pytest
 import yaml
 
 from paddle_vheat._paddle import paddle
-from paddle_vheat.models import VARIANTS, create_model
+from paddle_vheat.models import VARIANTS, VHeatClassifier
 from paddle_vheat.models.vheat import Variant
 from paddle_vheat.weights.loading import save_weights
 
@@ -141,6 +142,11 @@ def arch(request, monkeypatch):
 
 def build(arch, name="vHeat_tiny", **settings):
     return arch.build_model({"Arch": {"name": name, "class_num": 4, "img_size": 64, **settings}})
+
+
+def classifier():
+    """Our own model of what :func:`build` builds."""
+    return VHeatClassifier(4, **dataclasses.asdict(VARIANTS["vheat_tiny"]), img_size=64)
 
 
 def images(size=64, channels=3):
@@ -265,7 +271,7 @@ def test_builds_the_variants(arch, name, monkeypatch):
 
 
 def test_equals_our_own_model(arch):
-    ours = create_model("vheat_tiny", num_classes=4, img_size=64)
+    ours = classifier()
     theirs = build(arch)
     assert list(theirs.state_dict()) == list(ours.state_dict())
     theirs.set_state_dict(ours.state_dict())
@@ -310,7 +316,7 @@ def test_ssld_is_an_error(arch):
 @pytest.fixture
 def checkpoint(tmp_path):
     """A classifier of 4 classes, made for 64 pixels, in a file."""
-    model = create_model("vheat_tiny", num_classes=4, img_size=64)
+    model = classifier()
     path = tmp_path / "classifier.pdparams"
     save_weights(model, path)
     model.eval()
