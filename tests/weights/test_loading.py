@@ -38,7 +38,7 @@ def test_round_trip(tmp_path):
     report = load_weights(target, tmp_path / "new" / "folder" / "x.pdparams")
     assert equal(arrays(source), arrays(target))
     assert sorted(report.loaded) == sorted(arrays(source))
-    assert report.resized == report.fresh == []
+    assert report.resized == report.newly_initialised == []
     assert str(report) == f"{len(report.loaded)} arrays loaded"
 
 
@@ -52,9 +52,9 @@ def test_everything_wrong_is_listed_and_nothing_changed():
     with pytest.raises(ValueError, match=r"weights\.x does not fit VHeatClassifier") as error:
         load_state(model, state, "weights.x")
     lines = str(error.value).split("\n  ")
-    assert "(1 missing, 2 left over, 2 of another shape or kind)" in lines[0]
-    assert lines[1] == "missing from the file: head.weight (nearest: head.wieght)"
-    assert lines[2] == "in the file but not in the model: head.wieght (nearest: head.weight), entirely.different"
+    assert "(1 missing, 2 unexpected, 2 of another shape or dtype)" in lines[0]
+    assert lines[1] == "missing keys: head.weight (nearest: head.wieght)"
+    assert lines[2] == "unexpected keys: head.wieght (nearest: head.weight), entirely.different"
     assert "norm.bias: the file has [65], the model [64]" in lines[3]
     assert "backbone.stem.conv1.bias: the file has int64 numbers, the model paddle.float32" in lines[3]
     assert equal(arrays(model), before)
@@ -62,7 +62,7 @@ def test_everything_wrong_is_listed_and_nothing_changed():
 
 def test_long_lists_are_cut_but_counted():
     state = {f"other.{i}": np.ones(1) for i in range(50)}
-    with pytest.raises(ValueError, match="50 left over") as error:
+    with pytest.raises(ValueError, match="50 unexpected") as error:
         load_state(micro(), state, "x")
     assert str(error.value).count("other.") <= 20
 
@@ -136,8 +136,8 @@ def test_fresh_and_unused_prefixes():
     state, initial = arrays(VHeat(out_norms=False, **MICRO)), arrays(model)
     with pytest.raises(ValueError, match="8 missing"):
         load_state(model, state, "x")
-    report = load_state(model, state, "x", fresh_prefixes=("outnorm",))
-    assert len(report.fresh) == 8
+    report = load_state(model, state, "x", optional_prefixes=("outnorm",))
+    assert len(report.newly_initialised) == 8
     assert "8 left as initialised (outnorm0.weight" in str(report)
     after = arrays(model)
     for name, value in after.items():
@@ -146,7 +146,7 @@ def test_fresh_and_unused_prefixes():
     with pytest.raises(ValueError, match=r"1 missing(.|\n)*stem\.conv1\.weight"):
         load_state(model, {k: v for k, v in state.items() if k != "stem.conv1.weight"}, "x", ("outnorm",))
     state["head.weight"] = np.ones(3)
-    with pytest.raises(ValueError, match="1 left over"):
+    with pytest.raises(ValueError, match="1 unexpected"):
         load_state(model, state, "x", ("outnorm",))
     assert "head.weight" not in load_state(model, state, "x", ("outnorm",), ("head.",)).loaded
 
