@@ -170,14 +170,14 @@ def damaged(change):
         (lambda s: s.update({"layers.0.0.op.extra.weight": np.ones(3, np.float32)}), ["hco.extra.weight", "unexpected keys"]),
         (
             lambda s: s.update({"something.else": np.ones(3, np.float32)}),
-            ["unexpected keys", "something.else"],
+            ["1 unexpected keys", "something.else"],
         ),
         (lambda s: s.update({"classifier.0.bias": np.ones(7, np.float32)}), ["norm.bias", "[7]", "[128]"]),
         (lambda s: s.pop("patch_embed.conv2.weight"), ["no vHeat checkpoint", "patch_embed.conv2.weight"]),
         (lambda s: s.pop("freq_embed.0"), ["neither the training form"]),
     ],
 )
-def test_nothing_missing_nothing_unexpected(tmp_path, capsys, change, messages):
+def test_no_missing_and_no_unexpected_keys(tmp_path, capsys, change, messages):
     source, target = tmp_path / "a.pth", tmp_path / "a.pdparams"
     write_torch_file(source, {"model": damaged(change)})
     assert main([str(source), str(target)]) == 2

@@ -1,4 +1,4 @@
-"""Fine-tuning: exactly what is new may be missing from a checkpoint, and it is said."""
+"""Fine-tuning: exactly what is new may be missing from a checkpoint, and it is reported."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import stat
 
@@ -11,7 +12,7 @@ import pytest
 import paddle_vheat
 from paddle_vheat._paddle import PADDLE_2, paddle
 from paddle_vheat.models import VHeat, VHeatClassifier
-from paddle_vheat.weights import LoadReport, load_weights, read_weights, save_weights
+from paddle_vheat.weights import LoadReport, live_tensors, load_weights, read_weights, save_weights
 from paddle_vheat.weights.loading import load_state, write_atomically
 from paddle_vheat.weights.safe_pickle import UnsafeFileError
 from tests.conftest import relative_error
@@ -131,7 +132,7 @@ def test_half_precision_embeddings_are_resized_as_numbers(tmp_path):
     assert relative_error(ours, theirs) < 2.6 * 2**-9 * (1 + PADDLE_2)
 
 
-def test_fresh_and_unused_prefixes():
+def test_optional_and_unused_prefixes():
     model = VHeat(**MICRO)
     state, initial = arrays(VHeat(out_norms=False, **MICRO)), arrays(model)
     with pytest.raises(ValueError, match="8 missing"):
@@ -149,6 +150,39 @@ def test_fresh_and_unused_prefixes():
     with pytest.raises(ValueError, match="1 unexpected"):
         load_state(model, state, "x", ("outnorm",))
     assert "head.weight" not in load_state(model, state, "x", ("outnorm",), ("head.",)).loaded
+
+
+class Toy(paddle.nn.Layer):
+    """Shared parameters, a buffer that is saved and one that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = paddle.nn.Sequential(paddle.nn.Linear(2, 2), paddle.nn.BatchNorm1D(2))
+        self.second = self.first[0]
+        self.register_buffer("kept", paddle.ones([3]))
+        self.register_buffer("passing", paddle.ones([3]), persistable=False)
+        self.nothing = None
+
+
+def test_live_tensors_are_those_of_the_state_dict():
+    model = Toy()
+    state, live = model.state_dict(), live_tensors(model)
+    assert list(live) == list(state)
+    assert all(live[name] is state[name] for name in live)
+    assert list(live_tensors(micro())) == list(micro().state_dict())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_loading_into_a_model_decorated_for_mixed_precision(dtype):
+    """``amp.decorate(save_dtype=...)`` registers this hook, after which ``state_dict()`` gives copies."""
+    model, values = Toy(), {name: 7 + value.numpy() for name, value in Toy().state_dict().items()}
+    for layer in model.sublayers(include_self=True):
+        layer.register_state_dict_hook(importlib.import_module("paddle.amp.auto_cast").StateDictHook(dtype))
+    model.to(dtype="float64")
+    load_state(model, values, "x")
+    assert model.kept.dtype == paddle.float64
+    for name, tensor in live_tensors(model).items():
+        assert np.array_equal(tensor.numpy(), values[name]), name
 
 
 def test_files_that_are_no_weights(tmp_path):
