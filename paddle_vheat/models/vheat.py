@@ -197,8 +197,10 @@ class Stage(nn.Layer):
         recompute = self.recompute and self.training and (paddle.in_dynamic_mode() or not PADDLE_2)
         for block in self.blocks:
             if recompute and not x.stop_gradient:
-                # The reentrant form crashes in the backward pass of DataParallel(find_unused_parameters=True).
-                x = paddle.distributed.fleet.utils.recompute(block, x, embedding, use_reentrant=False)
+                # The reentrant form crashes in the backward pass of DataParallel(find_unused_parameters=True); the
+                # other one does not run on a CPU with Paddle 2.6.
+                reentrant = PADDLE_2 and x.place.is_cpu_place()
+                x = paddle.distributed.fleet.utils.recompute(block, x, embedding, use_reentrant=reentrant)
             else:
                 x = block(x, embedding)
         return x
@@ -351,7 +353,7 @@ class VHeat(nn.Layer):
         """Raw outputs of the stages up to the last that is asked for, channels last (B, H, W, C)."""
         self.check_input(x)
         x = self.stem(x)
-        outputs = []
+        outputs: list[Tensor] = []
         for stage in self.stages[: self.out_indices[-1] + 1]:
             if outputs:
                 x = self.stages[len(outputs) - 1].downsample(x)

@@ -6,7 +6,7 @@ A layer takes part in :func:`fold` by having one of these methods; both are call
 - ``fast_form()``: gives the layer to be evaluated in its place; :func:`become` makes most of them.
 - ``frozen()``, of what ``fast_form()`` gave: the layer for the only size that it has met.
 
-The faster forms, measured by ``benchmarks/means.py`` (docs/performance.md): Paddle's CPU kernels add a bias by
+The faster forms (docs/performance.md): Paddle's CPU kernels add a bias by
 broadcasting, in one thread, which for a 1x1 layer takes a third as long as the product itself, for a depthwise
 convolution of several images one and a half times as long as the convolution. And transposing maps whose channels are a
 multiple of 4096 bytes apart (192 x 192, as all powers of two) takes longer than the product that follows. So a bias is

@@ -21,7 +21,7 @@ from paddle_vheat.ops.resize import resize_bicubic
 
 Tensor = Any
 
-# Values of decay that an operator keeps in evaluation, 16 MiB: those of one size at 256 x 256 x 64, of many smaller ones.
+# Values of decay that an operator keeps in evaluation, 16 MiB: one size of 256 x 256 x 64, many smaller ones.
 KEPT_VALUES = 2**22
 
 
@@ -281,7 +281,8 @@ class KeptHeatConduction2D(HeatConduction2D):
 
     @property
     def _decays(self) -> LRU:
-        return vars(self).setdefault("_kept", LRU(KEPT_VALUES))
+        kept: LRU = self.__dict__.setdefault("_kept", LRU(KEPT_VALUES))
+        return kept
 
     def frozen(self) -> nn.Layer:
         """See :mod:`paddle_vheat.ops.fold`."""

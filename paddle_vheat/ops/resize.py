@@ -103,7 +103,7 @@ class _Bilinear(paddle.autograd.PyLayer):
     """Paddle's bilinear resizing with a backward pass by two matrix products.
 
     Paddle's own scatters value by value in one thread; the products are 5 to 13 times faster
-    (``benchmarks/bilinear_backward.py``).
+    (docs/performance.md).
     """
 
     @staticmethod

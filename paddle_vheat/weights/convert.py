@@ -205,7 +205,7 @@ def convert(published: Published, img_size: int | None = None, resize: str = "bi
     if published.kind == "detection":
         state = {name[len("backbone.") :]: value for name, value in state.items()}
     if unexpected:
-        raise ConversionError(f"{len(unexpected)} unexpected keys: {', '.join(unexpected[:10])}")
+        raise ConversionError(f"unexpected keys ({len(unexpected)}): {', '.join(unexpected[:10])}")
     if img_size is not None:
         if published.folded:
             raise ConversionError("a folded checkpoint cannot be resized; convert the training form")

@@ -75,7 +75,7 @@ def test_a_chain_of_them():
 
 
 def test_nothing_is_kept_from_one_image_to_the_next():
-    """As PaddleSeg's ResizeByShort did before it was mended (tests/integrations/test_paddleseg_mends.py)."""
+    """As PaddleSeg's ResizeByShort did before it was patched (tests/integrations/test_paddleseg_patches.py)."""
     prepare = prepare_by({"type": "ResizeByShort", "short_size": 40, "max_size": 60})
     assert [prepare(picture(s))[0].shape for s in ((40, 40), (30, 90), (40, 40))] == [
         (3, 40, 40), (3, 20, 60), (3, 40, 40),

@@ -243,7 +243,7 @@ def test_trap_adaptive_pooling(tmp_path, pool):
     if pool is adaptive_average_pool:
         assert wrong < 1e-6
     else:
-        assert wrong > 0.01, "paddle2onnx is mended: ops/pool.py need not replace adaptive pooling in graphs"
+        assert wrong > 0.01, "paddle2onnx is fixed: ops/pool.py need not replace adaptive pooling in graphs"
 
 
 @needs_onnx
@@ -254,7 +254,7 @@ def test_trap_more_bins_than_positions(tmp_path):
     onnx._convert(*save(Pooled(F.adaptive_avg_pool2d), tmp_path, 2, 2), tmp_path / "x.onnx")
     check = "import onnx, sys; onnx.checker.check_model(onnx.load(sys.argv[1]), full_check=True)"
     finished = subprocess.run([sys.executable, "-c", check, str(tmp_path / "x.onnx")], capture_output=True, check=False)
-    assert finished.returncode == -signal.SIGFPE, "ONNX is mended: the checker may come first in export/onnx.py"
+    assert finished.returncode == -signal.SIGFPE, "ONNX is fixed: the checker may come first in export/onnx.py"
 
 
 @needs_onnx
@@ -278,7 +278,7 @@ def test_trap_onednn_and_a_product_of_a_convolution(tmp_path):
     expected = layer(paddle.to_tensor(x)).numpy()
     assert relative_error(run_paddle(tmp_path, x, "off"), expected) < 1e-6
     wrong = relative_error(run_paddle(tmp_path, x, "full"), expected)
-    assert wrong > 0.01, "oneDNN is mended: a product with the four axes of a convolution's output is right"
+    assert wrong > 0.01, "oneDNN is fixed: a product with the four axes of a convolution's output is right"
     assert relative_error(run_paddle(tmp_path, x, "reduced"), expected) < 1e-6
 
     x, ours = inputs(1, 7, 8), Pooled(adaptive_average_pool)

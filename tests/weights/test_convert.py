@@ -37,7 +37,7 @@ def test_classifier_reference_by_the_command_line(golden_checkpoint, tmp_path, c
     model = micro()
     model.eval()
     report = load_weights(model, target)
-    assert report.fresh == report.resized == []
+    assert report.newly_initialised == report.resized == []
     data = golden("vheat_micro_pre")
     # float32 through 5 blocks; the reference is float32 as well
     assert relative_error(model(paddle.to_tensor(data["x"])).numpy(), data["logits"]) < 3e-5
@@ -167,17 +167,20 @@ def damaged(change):
     ("change", "messages"),
     [
         (lambda s: s.pop("layers.2.1.op.linear.bias"), ["1 missing", "stages.2.blocks.1.hco.linear.bias"]),
-        (lambda s: s.update({"layers.0.0.op.extra.weight": np.ones(3, np.float32)}), ["hco.extra.weight", "left over"]),
+        (
+            lambda s: s.update({"layers.0.0.op.extra.weight": np.ones(3, np.float32)}),
+            ["hco.extra.weight", "unexpected keys"],
+        ),
         (
             lambda s: s.update({"something.else": np.ones(3, np.float32)}),
-            ["no place in a vHeat model", "something.else"],
+            ["unexpected keys (1)", "something.else"],
         ),
         (lambda s: s.update({"classifier.0.bias": np.ones(7, np.float32)}), ["norm.bias", "[7]", "[128]"]),
         (lambda s: s.pop("patch_embed.conv2.weight"), ["no vHeat checkpoint", "patch_embed.conv2.weight"]),
         (lambda s: s.pop("freq_embed.0"), ["neither the training form"]),
     ],
 )
-def test_nothing_missing_nothing_left_over(tmp_path, capsys, change, messages):
+def test_no_missing_and_no_unexpected_keys(tmp_path, capsys, change, messages):
     source, target = tmp_path / "a.pth", tmp_path / "a.pdparams"
     write_torch_file(source, {"model": damaged(change)})
     assert main([str(source), str(target)]) == 2

@@ -1,4 +1,4 @@
-"""Fine-tuning: exactly what is new may be missing from a checkpoint, and it is said."""
+"""Fine-tuning: exactly what is new may be missing from a checkpoint, and it is reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_segmentor_from_a_classifier(tmp_path):
     save_weights(source, tmp_path / "cls.pdparams")
     report = load_segmentor(model, tmp_path / "cls.pdparams")
     decoder = {n for n in model.state_dict() if n.startswith(("decode_head.", "auxiliary_head.", "backbone.outnorm"))}
-    assert set(report.fresh) == decoder
+    assert set(report.newly_initialised) == decoder
     assert set(report.loaded) == set(model.state_dict()) - decoder
     assert all(same(model, source, name) for name in report.loaded)
     assert "decode_head.* (" in str(report)
@@ -36,7 +36,9 @@ def test_segmentor_of_another_number_of_classes(tmp_path):
     save_weights(source, tmp_path / "seg.pdparams")
     report = load_segmentor(model, tmp_path / "seg.pdparams")
     heads = ("decode_head", "auxiliary_head")
-    assert set(report.fresh) == {f"{head}.classifier.{kind}" for head in heads for kind in ("weight", "bias")}
+    assert set(report.newly_initialised) == {
+        f"{head}.classifier.{kind}" for head in heads for kind in ("weight", "bias")
+    }
     assert all(same(model, source, name) for name in report.loaded)
 
 
@@ -44,7 +46,7 @@ def test_segmentor_of_the_same_kind_is_loaded_whole(tmp_path):
     source, model = segmentor(), segmentor()
     save_weights(source, tmp_path / "seg.pdparams")
     report = load_segmentor(model, tmp_path / "seg.pdparams")
-    assert report.fresh == []
+    assert report.newly_initialised == []
     assert all(same(model, source, name) for name in model.state_dict())
 
 
@@ -52,7 +54,7 @@ def test_classifier_of_another_number_of_classes(tmp_path):
     source, model = VHeatClassifier(num_classes=5, **MICRO), VHeatClassifier(num_classes=2, **MICRO)
     save_weights(source, tmp_path / "cls.pdparams")
     report = load_classifier(model, tmp_path / "cls.pdparams")
-    assert report.fresh == ["head.weight", "head.bias"]
+    assert report.newly_initialised == ["head.weight", "head.bias"]
     assert all(same(model, source, name) for name in report.loaded)
 
 

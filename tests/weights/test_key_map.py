@@ -30,8 +30,8 @@ def test_every_published_name_has_one_place_and_every_place_a_name(checkpoint, n
     ours = [our_name(key) for key in names]
     assert len(set(ours)) == len(ours)
     assert set(ours) == set(model.state_dict())
-    converted, left_over = convert_state(published)
-    assert left_over == []
+    converted, unexpected = convert_state(published)
+    assert unexpected == []
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     assert {key: list(value.shape) for key, value in converted.items()} == shapes
 
@@ -63,8 +63,8 @@ def test_the_folded_form(checkpoint):
     folded = {key: value for key, value in published.items() if "to_k" not in key and "freq_embed" not in key}
     folded.update({f"layers.{s}.{b}.op.k_exp": np.ones((4, 4, 16 * 2**s)) for s, b in enumerate_blocks()})
     model = VHeatClassifier(num_classes=10, **MICRO).fold(64)
-    converted, left_over = convert_state(folded)
-    assert left_over == []
+    converted, unexpected = convert_state(folded)
+    assert unexpected == []
     assert set(converted) == set(model.state_dict())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import stat
 
@@ -11,7 +12,7 @@ import pytest
 import paddle_vheat
 from paddle_vheat._paddle import PADDLE_2, paddle
 from paddle_vheat.models import VHeat, VHeatClassifier
-from paddle_vheat.weights import LoadReport, load_weights, read_weights, save_weights
+from paddle_vheat.weights import LoadReport, live_tensors, load_weights, read_weights, save_weights
 from paddle_vheat.weights.loading import load_state, write_atomically
 from paddle_vheat.weights.safe_pickle import UnsafeFileError
 from tests.conftest import relative_error
@@ -38,7 +39,7 @@ def test_round_trip(tmp_path):
     report = load_weights(target, tmp_path / "new" / "folder" / "x.pdparams")
     assert equal(arrays(source), arrays(target))
     assert sorted(report.loaded) == sorted(arrays(source))
-    assert report.resized == report.fresh == []
+    assert report.resized == report.newly_initialised == []
     assert str(report) == f"{len(report.loaded)} arrays loaded"
 
 
@@ -52,17 +53,17 @@ def test_everything_wrong_is_listed_and_nothing_changed():
     with pytest.raises(ValueError, match=r"weights\.x does not fit VHeatClassifier") as error:
         load_state(model, state, "weights.x")
     lines = str(error.value).split("\n  ")
-    assert "(1 missing, 2 left over, 2 of another shape or kind)" in lines[0]
-    assert lines[1] == "missing from the file: head.weight (nearest: head.wieght)"
-    assert lines[2] == "in the file but not in the model: head.wieght (nearest: head.weight), entirely.different"
+    assert "(1 missing, 2 unexpected, 2 of another shape or dtype)" in lines[0]
+    assert lines[1] == "missing keys: head.weight (nearest: head.wieght)"
+    assert lines[2] == "unexpected keys: head.wieght (nearest: head.weight), entirely.different"
     assert "norm.bias: the file has [65], the model [64]" in lines[3]
-    assert "backbone.stem.conv1.bias: the file has int64 numbers, the model paddle.float32" in lines[3]
+    assert "backbone.stem.conv1.bias: the file has int64, the model float32" in lines[3]
     assert equal(arrays(model), before)
 
 
 def test_long_lists_are_cut_but_counted():
     state = {f"other.{i}": np.ones(1) for i in range(50)}
-    with pytest.raises(ValueError, match="50 left over") as error:
+    with pytest.raises(ValueError, match="50 unexpected") as error:
         load_state(micro(), state, "x")
     assert str(error.value).count("other.") <= 20
 
@@ -131,14 +132,14 @@ def test_half_precision_embeddings_are_resized_as_numbers(tmp_path):
     assert relative_error(ours, theirs) < 2.6 * 2**-9 * (1 + PADDLE_2)
 
 
-def test_fresh_and_unused_prefixes():
+def test_optional_and_unused_prefixes():
     model = VHeat(**MICRO)
     state, initial = arrays(VHeat(out_norms=False, **MICRO)), arrays(model)
     with pytest.raises(ValueError, match="8 missing"):
         load_state(model, state, "x")
-    report = load_state(model, state, "x", fresh_prefixes=("outnorm",))
-    assert len(report.fresh) == 8
-    assert "8 left as initialised (outnorm0.weight" in str(report)
+    report = load_state(model, state, "x", optional_prefixes=("outnorm",))
+    assert len(report.newly_initialised) == 8
+    assert "8 newly initialised (outnorm0.weight" in str(report)
     after = arrays(model)
     for name, value in after.items():
         assert np.array_equal(value, initial[name] if name.startswith("outnorm") else state[name])
@@ -146,9 +147,42 @@ def test_fresh_and_unused_prefixes():
     with pytest.raises(ValueError, match=r"1 missing(.|\n)*stem\.conv1\.weight"):
         load_state(model, {k: v for k, v in state.items() if k != "stem.conv1.weight"}, "x", ("outnorm",))
     state["head.weight"] = np.ones(3)
-    with pytest.raises(ValueError, match="1 left over"):
+    with pytest.raises(ValueError, match="1 unexpected"):
         load_state(model, state, "x", ("outnorm",))
     assert "head.weight" not in load_state(model, state, "x", ("outnorm",), ("head.",)).loaded
+
+
+class Toy(paddle.nn.Layer):
+    """Shared parameters, a buffer that is saved and one that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = paddle.nn.Sequential(paddle.nn.Linear(2, 2), paddle.nn.BatchNorm1D(2))
+        self.second = self.first[0]
+        self.register_buffer("kept", paddle.ones([3]))
+        self.register_buffer("passing", paddle.ones([3]), persistable=False)
+        self.nothing = None
+
+
+def test_live_tensors_are_those_of_the_state_dict():
+    model = Toy()
+    state, live = model.state_dict(), live_tensors(model)
+    assert list(live) == list(state)
+    assert all(live[name] is state[name] for name in live)
+    assert list(live_tensors(micro())) == list(micro().state_dict())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_loading_into_a_model_decorated_for_mixed_precision(dtype):
+    """``amp.decorate(save_dtype=...)`` registers this hook, after which ``state_dict()`` gives copies."""
+    model, values = Toy(), {name: 7 + value.numpy() for name, value in Toy().state_dict().items()}
+    for layer in model.sublayers(include_self=True):
+        layer.register_state_dict_hook(importlib.import_module("paddle.amp.auto_cast").StateDictHook(dtype))
+    model.to(dtype="float64")
+    load_state(model, values, "x")
+    assert model.kept.dtype == paddle.float64
+    for name, tensor in live_tensors(model).items():
+        assert np.array_equal(tensor.numpy(), values[name]), name
 
 
 def test_files_that_are_no_weights(tmp_path):
