@@ -2,7 +2,7 @@
 
     python benchmarks/resolution.py [--json FILE] [--plot FILE]
 
-The trunks run in evaluation in the same Paddle (dynamic graph, float32, batch 1), vHeat folded for each size. Swin-B
+The backbones run in evaluation in the same Paddle (dynamic graph, float32, batch 1), vHeat folded for each size. Swin-B
 is PaddleSeg's, with windows of 7 x 7 at every size and with windows that grow with the image (7 at 224, 24 at 768), so
 that they see the same part of it. Each measurement has a process of its own. The exponent is that of a power law in
 the number of pixels, fitted over all sizes. Memory is what Paddle allocates beyond the weights.
@@ -45,7 +45,7 @@ def build(name: str, size: int) -> Any:
 
 
 def measure_model(job: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds, multiply-adds (billions) and peak memory beyond the model itself (MiB) of a trunk."""
+    """Milliseconds, multiply-adds (billions) and peak memory beyond the model itself (MiB) of a backbone."""
     paddle.seed(0)
     model, x = build(job["name"], job["size"]), paddle.randn([1, 3, job["size"], job["size"]])
     with paddle.no_grad():
@@ -148,10 +148,10 @@ def main() -> None:
         for name in OPERATORS:
             found[f"{name} {side}"] = common.in_own_process(__file__, {"name": name, "side": side})
     tables = {
-        "trunk, milliseconds": table("trunk, milliseconds per image", MODELS, "ms", args.sizes, found),
-        "trunk, Gmult-adds": table("trunk, multiply-adds, billions", MODELS, "gmacs", args.sizes, found),
-        "trunk, activations MiB": table(
-            "trunk, peak memory beyond the weights, MiB", MODELS, "activations_mib", args.sizes, found
+        "backbone, milliseconds": table("backbone, milliseconds per image", MODELS, "ms", args.sizes, found),
+        "backbone, Gmult-adds": table("backbone, multiply-adds, billions", MODELS, "gmacs", args.sizes, found),
+        "backbone, activations MiB": table(
+            "backbone, peak memory beyond the weights, MiB", MODELS, "activations_mib", args.sizes, found
         ),
         "one operator, milliseconds": table(
             f"one token mixer of {CHANNELS} channels, milliseconds", OPERATORS, "ms", args.positions, found

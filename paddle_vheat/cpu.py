@@ -82,7 +82,7 @@ def _set_by_paddle(name: str) -> bool:
 def configure_cpu() -> str:
     """Use the machine's cores and the fast library paths; leave every variable that the user has set alone.
 
-    Sets, where unset: ``OMP_NUM_THREADS`` (all cores, shared out between the processes of a distributed run),
+    Sets, where unset: ``OMP_NUM_THREADS`` (all cores, divided between the processes of a distributed run),
     ``MKL_DEBUG_CPU_TYPE`` on AMD (7 with AVX-512, 5 with AVX2: Paddle's bundled MKL otherwise takes a slow path), and
     ``FLAGS_use_stride_kernel=0`` (Paddle's strided copy is about ten times slower than its transposition).
     ``PADDLE_VHEAT_CPU=off`` switches all of it off.

@@ -238,7 +238,7 @@ BOMBS = {
     "long merge": ("a: &a {x: 1}\nb: {<<: [" + "*a, " * 2000 + "*a]}", "'<<' merges more than 1000 blocks"),
     "depth": ("a: " + "[" * 20_000, "nested too deep"),
     "digits": ("a: " + "9" * 50_000, "holds a value that YAML cannot read"),
-    "hexadecimal": ("a: 0x" + "f" * 5000, "holds a whole number of more than 64 bits"),
+    "hexadecimal": ("a: 0x" + "f" * 5000, "holds an integer of more than 64 bits"),
     "date": ("a: 2020-99-99", "holds a value that YAML cannot read"),
     "sound date": ("a: 2020-09-09", "a date; expected words, numbers, lists and blocks"),
     "set": ("a: !!set {x}", "a set; expected words, numbers, lists and blocks"),
@@ -276,7 +276,7 @@ def test_bombs_take_little_memory(tmp_path):
 
 def test_options_are_bounded_as_files_are(write):
     path = write("x.yml", "a: 1")
-    with pytest.raises(ConfigError, match="--opts a: holds a whole number of more than 64 bits"):
+    with pytest.raises(ConfigError, match="--opts a: holds an integer of more than 64 bits"):
         load_config(path, ["a=" + hex(2**70)])
     with pytest.raises(ConfigError, match=r"--opts a: holds .*, a set"):
         load_config(path, ["a={1, 2}"])

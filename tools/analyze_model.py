@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Count parameters and multiply-adds by part, in both forms.")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--model", help="vheat_tiny, vheat_small or vheat_base")
-    which.add_argument("--config", help="configuration of any model with a vHeat trunk")
+    which.add_argument("--config", help="configuration of any model with a vHeat backbone")
     parser.add_argument(
         "--size", nargs="+", type=int, metavar="N", help="pixels: N, or H W; default 224, or the configuration's"
     )

@@ -62,7 +62,7 @@ class VHeatArch(VHeatClassifier):
     Shapes:
         images (B, C, H, W) -> logits (B, num_classes); with one of the two arguments a dict of ``"logits"`` and
         one entry for each layer under its name: a stage's map NCHW, anything else as the layer gives it (inside
-        the trunk channels last).
+        the backbone channels last).
     """
 
     def __init__(

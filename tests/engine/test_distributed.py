@@ -298,4 +298,4 @@ def test_a_process_that_dies_ends_the_job(config, tmp_path):
         saved = state["iteration"]
         text = log.read_text(encoding="utf-8")
         assert ("resumed" in text) == (rank == "0")
-        assert "passed over" not in text
+        assert "skipped: " not in text

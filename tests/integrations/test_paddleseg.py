@@ -275,7 +275,7 @@ def test_loading_is_strict(tmp_path):
     state = source.state_dict()
     first = state.pop("stem.conv1.weight")
     paddle.save({**state, "stem.conv1.wieght": first}, str(path))
-    with pytest.raises(ValueError, match=r"x\.pdparams does not fit VHeat \(1 missing, 1 (unexpected|left over)"):
+    with pytest.raises(ValueError, match=r"x\.pdparams does not fit VHeat \(1 missing, 1 unexpected"):
         seg.load_backbone(VHeat(**TINY), path)
     save_weights(VHeat(**{**TINY, "embed_dim": 16}), path)
     with pytest.raises(ValueError, match="of another shape"):
