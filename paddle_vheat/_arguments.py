@@ -12,6 +12,3 @@ def check_integer(name: str, value: Any, low: int, high: int | None = None) -> N
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         upper = "" if high is None or high > 10**15 else f" and at most {high}"
         raise UserError(f"{name} must be an integer of at least {low}{upper}, got {value!r}")
-
-
-check_whole_number = check_integer

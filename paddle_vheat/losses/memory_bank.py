@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_vheat._arguments import check_whole_number
+from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.losses.sampling import draw_per_class, gather_pixels
 
@@ -59,7 +59,7 @@ class MemoryBank(nn.Layer):
         super().__init__()
         sizes = {"num_classes": num_classes, "channels": channels, "memory_size": memory_size}
         for name, value in {**sizes, "pixel_update_freq": pixel_update_freq}.items():
-            check_whole_number(f"MemoryBank: {name}", value, 1)
+            check_integer(f"MemoryBank: {name}", value, 1)
         self.num_classes = num_classes
         self.channels = channels
         self.memory_size = memory_size

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from paddle_vheat._arguments import check_whole_number
+from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.losses.info_nce import info_nce
 from paddle_vheat.losses.memory_bank import MemoryBank
@@ -73,7 +73,7 @@ class PixelContrastLoss(nn.Layer):
             ("pixel_update_freq", pixel_update_freq, 1),
             ("ignore_index", ignore_index, -(2**31)),
         ):
-            check_whole_number(f"PixelContrastLoss: {name}", value, minimum)
+            check_integer(f"PixelContrastLoss: {name}", value, minimum)
         for name, number in (("temperature", temperature), ("base_temperature", base_temperature)):
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
                 raise ValueError(f"PixelContrastLoss: {name} must be a number of more than 0, got {number!r}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from paddle_vheat._arguments import check_whole_number
+from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.models.layers import spatial_size
 from paddle_vheat.models.upernet import UPerNet
@@ -39,7 +39,7 @@ class ProjectionHead(nn.Layer):
 
     def __init__(self, in_channels: int, proj_dim: int) -> None:
         super().__init__()
-        check_whole_number("proj_dim", proj_dim, 1)
+        check_integer("proj_dim", proj_dim, 1)
         self.proj = nn.Sequential(_ConvBNReLU(in_channels, in_channels, 1), nn.Conv2D(in_channels, proj_dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paddle_vheat._arguments import check_whole_number
+from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import PADDLE_2, F, nn, paddle
 from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform
 from paddle_vheat.ops import HeatConduction2D, fold
@@ -400,7 +400,7 @@ class VHeatClassifier(nn.Layer):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a newly initialised one for ``num_classes`` classes, or by none (0)."""
-        check_whole_number("VHeatClassifier: num_classes", num_classes, 0)
+        check_integer("VHeatClassifier: num_classes", num_classes, 0)
         self.num_classes = num_classes
         self.head = nn.Linear(self.norm.weight.shape[0], num_classes) if num_classes else nn.Identity()
         if num_classes:

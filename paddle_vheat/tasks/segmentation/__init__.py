@@ -7,7 +7,7 @@ from typing import Any
 
 
 def claims(config: Mapping[str, Any]) -> bool:
-    return "Arch" not in config
+    return bool({"model", "train_dataset", "val_dataset", "lr_scheduler"} & set(config))
 
 
 def add_flags(command: str, flags: Any) -> None:
