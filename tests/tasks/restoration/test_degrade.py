@@ -133,6 +133,22 @@ def test_the_grid_begins_anywhere_half_of_the_time():
     assert len(phases) > 40
 
 
+@pytest.mark.parametrize(("drawn", "top", "left"), [([0.1, 0.999, 0.0], 8, 0), ([0.1, 0.0, 0.5], 0, 4), ([0.5], 0, 0)])
+def test_compressed_and_clean_are_cut_alike(drawn, top, left):
+    class Given:
+        numbers = [0.0, 0.0, 0.0, *drawn]  # the first three: corner of the crop, augmentation
+
+        def random(self):
+            return self.numbers.pop(0)
+
+    image = picture(40, 40)
+    compressed, clean = degrade.jpeg_pair(image, 10, 32, rng=Given())
+    part = (slice(top, top + 32), slice(left, left + 32))
+    assert np.array_equal(clean, degrade.as_float(image[part]))
+    assert np.array_equal(compressed, degrade.as_float(degrade.compress_jpeg(image, 10)[part]))
+    assert Given.numbers == []
+
+
 def test_gray_is_either_of_two():
     image = picture(40, 40, 3)
     image[..., 2] //= 2
