@@ -373,7 +373,8 @@ def _starts(size: int, tile: int, overlap: int) -> list[int]:
 def restore_tiled(model: Any, image: Tensor, tile: int, overlap: int) -> Tensor:
     """Restore a large image tile by tile; where tiles overlap, their results are averaged.
 
-    Whole images are restored better (more of the image conducts), in memory that grows with their area.
+    Whole images are restored better (more of the image conducts), in memory that grows with their area: folded, on a
+    CPU, ``vheat_ir_light`` took 87 MB at 128 x 128, 0.32 GB at 256 x 256 and 1.3 GB at 512 x 512, besides weights.
 
     Args:
         model: in evaluation mode.
