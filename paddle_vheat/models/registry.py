@@ -76,7 +76,7 @@ def create_model(name: str, *, pretrained: str | Path | bool | None = None, **op
         if option not in known:
             raise TypeError(f"create_model: {unknown_name('option', option, known)}")
     model = _BUILDERS[name](**options)
-    if pretrained not in (None, False):
+    if pretrained is not None and pretrained is not False:
         # Imported here because loading stands one level above the models.
         from paddle_vheat.weights.loading import load_pretrained
 

@@ -85,7 +85,11 @@ def test_empty_input_gives_empty_output():
         (lambda x: ops.dct2(x, axes=(1, -2)), ValueError, "must differ"),
         (lambda x: ops.dct2(x, axes=(1,)), ValueError, "two axes"),
         (lambda x: ops.dct(x.astype("int32")), ValueError, "floating-point input, got int32"),
-        (lambda x: ops.dct2(x.astype("float16")), ValueError, "dct2: on a CPU expected float32 or float64, got float16"),
+        (
+            lambda x: ops.dct2(x.astype("float16")),
+            ValueError,
+            "dct2: on a CPU expected float32 or float64, got float16",
+        ),
         (lambda x: ops.cosine_basis(0), ValueError, "at least 1"),
         (lambda x: ops.cosine_basis(np.int64(-1)), ValueError, "at least 1"),
         (lambda x: ops.cosine_basis(4, "int32"), ValueError, "floating-point dtype, got int32"),

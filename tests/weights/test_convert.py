@@ -167,7 +167,10 @@ def damaged(change):
     ("change", "messages"),
     [
         (lambda s: s.pop("layers.2.1.op.linear.bias"), ["1 missing", "stages.2.blocks.1.hco.linear.bias"]),
-        (lambda s: s.update({"layers.0.0.op.extra.weight": np.ones(3, np.float32)}), ["hco.extra.weight", "unexpected keys"]),
+        (
+            lambda s: s.update({"layers.0.0.op.extra.weight": np.ones(3, np.float32)}),
+            ["hco.extra.weight", "unexpected keys"],
+        ),
         (
             lambda s: s.update({"something.else": np.ones(3, np.float32)}),
             ["1 unexpected keys", "something.else"],

@@ -36,7 +36,9 @@ def test_segmentor_of_another_number_of_classes(tmp_path):
     save_weights(source, tmp_path / "seg.pdparams")
     report = load_segmentor(model, tmp_path / "seg.pdparams")
     heads = ("decode_head", "auxiliary_head")
-    assert set(report.newly_initialised) == {f"{head}.classifier.{kind}" for head in heads for kind in ("weight", "bias")}
+    assert set(report.newly_initialised) == {
+        f"{head}.classifier.{kind}" for head in heads for kind in ("weight", "bias")
+    }
     assert all(same(model, source, name) for name in report.loaded)
 
 
