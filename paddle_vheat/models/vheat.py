@@ -80,7 +80,7 @@ class Stem(nn.Layer):
         return self.norm2(self.conv2(x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1]))
 
     def fast_form(self) -> nn.Layer:
-        return become(self, FastStem, self.conv1, self.conv2)
+        return become(self, FastStem)
 
 
 class FastStem(Stem):
@@ -101,7 +101,7 @@ class Downsample(nn.Layer):
         return self.norm(self.conv(x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1]))
 
     def fast_form(self) -> nn.Layer:
-        return become(self, FastDownsample, self.conv)
+        return become(self, FastDownsample)
 
 
 class FastDownsample(Downsample):
@@ -121,7 +121,7 @@ class MLP(nn.Layer):
         return self.fc2(F.gelu(self.fc1(x)))
 
     def fast_form(self) -> nn.Layer:
-        return become(self, FastMLP, self.fc1, self.fc2)
+        return become(self, FastMLP)
 
 
 class FastMLP(MLP):
@@ -197,8 +197,13 @@ class Stage(nn.Layer):
         recompute = self.recompute and self.training and (paddle.in_dynamic_mode() or not PADDLE_2)
         for block in self.blocks:
             if recompute and not x.stop_gradient:
+<<<<<<< HEAD
                 # The reentrant form crashes in the backward pass of DataParallel(find_unused_parameters=True); the
                 # other one does not run on a CPU with Paddle 2.6.
+=======
+                # The reentrant form crashes in the backward pass of DataParallel(find_unused_parameters=True); Paddle
+                # 2.6 has the other on a GPU only.
+>>>>>>> models
                 reentrant = PADDLE_2 and x.place.is_cpu_place()
                 x = paddle.distributed.fleet.utils.recompute(block, x, embedding, use_reentrant=reentrant)
             else:

@@ -81,6 +81,9 @@ def fold(model: Any, size: int | Sequence[int] | None = None) -> Any:
 def _evaluated(model: Any) -> Any:
     model = copy.deepcopy(model)
     model.eval()
+    for layer in model.sublayers(include_self=True):
+        if is_plain(layer):
+            layer.was_plain = True  # when folded; a layer that is put in its place later has no such mark
     return model
 
 
@@ -93,15 +96,16 @@ def _replaced(layer: Any, method: str) -> Any:
     return getattr(layer, method)() if hasattr(layer, method) else layer
 
 
-def become(layer: nn.Layer, form: type, *parts: nn.Layer) -> nn.Layer:
-    """The layer, of the class ``form`` if that is a subclass of its own and its ``parts`` are plain; else as it is."""
-    if issubclass(form, type(layer)) and "forward" not in vars(layer) and all(map(is_plain, parts)):
+def become(layer: nn.Layer, form: type) -> nn.Layer:
+    """The layer, from now on of the class ``form`` if that is a subclass of its own; otherwise as it is."""
+    if issubclass(form, type(layer)) and "forward" not in vars(layer):
         layer.__class__ = form
     return layer
 
 
 def is_plain(layer: nn.Layer) -> bool:
-    """Whether a linear layer or convolution computes what its parameters say, and the forms below know its options."""
+    """Whether this is a linear layer or a convolution that computes what its parameters say, without a hook, and has no
+    option that the forms below do not know."""
     if type(layer) is nn.Conv2D:
         known = layer._padding_mode == "zeros" and list(layer._dilation) == [1, 1] and isinstance(layer._padding, int)
     else:
@@ -110,7 +114,7 @@ def is_plain(layer: nn.Layer) -> bool:
 
 
 def _are_evaluated_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
-    """Whether nothing is differentiated, nothing empty, and no layer was replaced or got a hook since ``become``.
+    """Whether nothing is differentiated, nothing empty, and the layers were plain and have got no hook since.
 
     The forward pass of a layer in training whose activations are recomputed is not: it must equal the second pass.
     """
@@ -121,7 +125,7 @@ def _are_evaluated_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
     for layer in layers:
         if layer.training or layer._forward_pre_hooks or layer._forward_post_hooks:
             return False
-        if type(layer) is not nn.Linear and type(layer) is not nn.Conv2D:
+        if not hasattr(layer, "was_plain"):
             return False
     return x.place.is_cpu_place()
 

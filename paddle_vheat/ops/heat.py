@@ -21,7 +21,11 @@ from paddle_vheat.ops.resize import resize_bicubic
 
 Tensor = Any
 
+<<<<<<< HEAD
 # Values of decay that an operator keeps in evaluation, 16 MiB: one size of 256 x 256 x 64, many smaller ones.
+=======
+# Values of decay that an operator keeps in evaluation, 16 MiB: of one map of 256 x 256 x 64, of many smaller ones.
+>>>>>>> models
 KEPT_VALUES = 2**22
 
 
@@ -254,10 +258,10 @@ class HeatConduction2D(nn.Layer):
 
     def fast_form(self) -> nn.Layer:
         """See :mod:`paddle_vheat.ops.fold`."""
-        return become(become(self, KeptHeatConduction2D), FastHeatConduction2D, *_parts(self))
+        return become(self, FastHeatConduction2D)
 
 
-class KeptHeatConduction2D(HeatConduction2D):
+class FastHeatConduction2D(HeatConduction2D):
     """The operator in evaluation: the decay of an embedding is computed once for every size."""
 
     def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
@@ -281,15 +285,25 @@ class KeptHeatConduction2D(HeatConduction2D):
 
     @property
     def _decays(self) -> LRU:
+<<<<<<< HEAD
         kept: LRU = self.__dict__.setdefault("_kept", LRU(KEPT_VALUES))
         return kept
+=======
+        return self.__dict__.setdefault("_kept", LRU(KEPT_VALUES))
+
+    def _project(self, x: Tensor) -> Tensor:
+        return depthwise_then_linear(self.dwconv, self.linear, x)
+
+    def _mix(self, x: Tensor) -> Tensor:
+        return apply_linear(self.out_linear, x)
+>>>>>>> models
 
     def frozen(self) -> nn.Layer:
         """See :mod:`paddle_vheat.ops.fold`."""
         if len(self._decays.items) != 1:
             return self
         (((embedding, decay), _),) = self._decays.items.values()
-        return FoldedHeatConduction2D(self, resized_embedding(embedding, *decay.shape[:2])).fast_form()
+        return FoldedHeatConduction2D(self, resized_embedding(embedding, *decay.shape[:2]))
 
 
 class FoldedHeatConduction2D(nn.Layer):
@@ -300,7 +314,11 @@ class FoldedHeatConduction2D(nn.Layer):
         frequency_embedding: (H, W, C) at that size.
     """
 
-    conduct, _project, _mix = HeatConduction2D.conduct, HeatConduction2D._project, HeatConduction2D._mix
+    conduct, _project, _mix = (
+        HeatConduction2D.conduct,
+        FastHeatConduction2D._project,
+        FastHeatConduction2D._mix,
+    )
 
     def __init__(self, hco: HeatConduction2D, frequency_embedding: Tensor) -> None:
         super().__init__()
@@ -318,33 +336,3 @@ class FoldedHeatConduction2D(nn.Layer):
 
     def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
         return self.conduct(x, self.decay)
-
-    def fast_form(self) -> nn.Layer:
-        """See :mod:`paddle_vheat.ops.fold`."""
-        return become(self, FastFoldedHeatConduction2D, *_parts(self))
-
-
-def _parts(layer: Any) -> tuple[nn.Layer, ...]:
-    return layer.dwconv, layer.linear, layer.out_linear
-
-
-class _Fast(nn.Layer):
-    """What has a faster form on a CPU."""
-
-    dwconv: nn.Conv2D
-    linear: nn.Linear
-    out_linear: nn.Linear
-
-    def _project(self, x: Tensor) -> Tensor:
-        return depthwise_then_linear(self.dwconv, self.linear, x)
-
-    def _mix(self, x: Tensor) -> Tensor:
-        return apply_linear(self.out_linear, x)
-
-
-class FastHeatConduction2D(_Fast, KeptHeatConduction2D):
-    """The operator in evaluation, in the faster form."""
-
-
-class FastFoldedHeatConduction2D(_Fast, FoldedHeatConduction2D):
-    """The operator for maps of one size, in the faster form."""

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from paddle_vheat._paddle import paddle
+from paddle_vheat._paddle import PADDLE_2, paddle
 from paddle_vheat.models import VHeatClassifier
 from tests.conftest import relative_error
 
@@ -34,6 +35,7 @@ np.savez(sys.argv[2] + str(rank), **{{name: p.grad.numpy() for name, p in model.
 """
 
 
+@pytest.mark.skipif(PADDLE_2, reason="Paddle 2.6 has the form of recomputation that this needs on a GPU only")
 def test_gradients_of_two_processes_equal_those_of_one(tmp_path):
     images = np.random.default_rng(0).standard_normal((2, 3, 32, 48)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
