@@ -197,13 +197,8 @@ class Stage(nn.Layer):
         recompute = self.recompute and self.training and (paddle.in_dynamic_mode() or not PADDLE_2)
         for block in self.blocks:
             if recompute and not x.stop_gradient:
-<<<<<<< HEAD
-                # The reentrant form crashes in the backward pass of DataParallel(find_unused_parameters=True); the
-                # other one does not run on a CPU with Paddle 2.6.
-=======
                 # The reentrant form crashes in the backward pass of DataParallel(find_unused_parameters=True); Paddle
                 # 2.6 has the other on a GPU only.
->>>>>>> models
                 reentrant = PADDLE_2 and x.place.is_cpu_place()
                 x = paddle.distributed.fleet.utils.recompute(block, x, embedding, use_reentrant=reentrant)
             else:

@@ -21,11 +21,7 @@ from paddle_vheat.ops.resize import resize_bicubic
 
 Tensor = Any
 
-<<<<<<< HEAD
-# Values of decay that an operator keeps in evaluation, 16 MiB: one size of 256 x 256 x 64, many smaller ones.
-=======
 # Values of decay that an operator keeps in evaluation, 16 MiB: of one map of 256 x 256 x 64, of many smaller ones.
->>>>>>> models
 KEPT_VALUES = 2**22
 
 
@@ -285,10 +281,6 @@ class FastHeatConduction2D(HeatConduction2D):
 
     @property
     def _decays(self) -> LRU:
-<<<<<<< HEAD
-        kept: LRU = self.__dict__.setdefault("_kept", LRU(KEPT_VALUES))
-        return kept
-=======
         return self.__dict__.setdefault("_kept", LRU(KEPT_VALUES))
 
     def _project(self, x: Tensor) -> Tensor:
@@ -296,7 +288,6 @@ class FastHeatConduction2D(HeatConduction2D):
 
     def _mix(self, x: Tensor) -> Tensor:
         return apply_linear(self.out_linear, x)
->>>>>>> models
 
     def frozen(self) -> nn.Layer:
         """See :mod:`paddle_vheat.ops.fold`."""
