@@ -108,7 +108,7 @@ class WindowAttention(nn.Layer):
         return paddle.roll(mixed, [self.shift, self.shift], [1, 2]) if self.shift else mixed
 
     def fast_form(self) -> nn.Layer:
-        return become(self, FastWindowAttention, self.qkv, self.proj)
+        return become(self, FastWindowAttention)
 
 
 class FastWindowAttention(WindowAttention):
@@ -128,7 +128,7 @@ class MLP(nn.Layer):
         return self.fc2(F.gelu(self.fc1(x)))
 
     def fast_form(self) -> nn.Layer:
-        return become(self, FastMLP, self.fc1, self.fc2)
+        return become(self, FastMLP)
 
 
 class FastMLP(MLP):
@@ -198,7 +198,7 @@ class Group(nn.Layer):
         self.frequency_embedding = None
 
     def fast_form(self) -> nn.Layer:
-        return become(self, FastGroup, self.conv)
+        return become(self, FastGroup)
 
 
 class FastGroup(Group):

@@ -205,7 +205,7 @@ def test_pretrained_backbones_are_loaded_strictly(tmp_path):
 
     first = next(iter(state))
     cases = {
-        "missing": ({name: value for name, value in state.items() if name != first}, "missing from the file"),
+        "missing": ({name: value for name, value in state.items() if name != first}, "missing keys"),
         "shape": ({**state, first: state[first][:1]}, "of another shape"),
     }
     for case, (wrong, message) in cases.items():
