@@ -124,6 +124,9 @@ def _start_paddle(args: argparse.Namespace) -> None:
     paddle.set_device(device)
     if int(os.environ.get("PADDLE_TRAINERS_NUM", 1)) > 1:
         paddle.distributed.init_parallel_env()
+    with contextlib.suppress(ValueError):  # not the main thread
+        # Importing Paddle put a handler of its own in place of ours, which Python still has on record.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _make_task(args: argparse.Namespace, flags: TaskFlags, report: Any) -> Any:
