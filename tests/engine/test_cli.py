@@ -197,7 +197,7 @@ def test_a_misspelt_component(call, changed):
         config["optimizer"]["weight_decai"] = 1
 
     error = one_error(*call("train", config=changed(change)))
-    assert "'model.backbone.type': nothing is called 'vHeat_tinny'; did you mean 'vHeat_tiny'?" in error
+    assert "'model.backbone': nothing is called 'vHeat_tinny'; did you mean 'vHeat_tiny'?" in error
     assert "nothing is called 'RandomHorizontalFlop'; did you mean 'RandomHorizontalFlip'?" in error
     assert "unknown key 'optimizer.weight_decai'; did you mean 'weight_decay'?" in error
 
