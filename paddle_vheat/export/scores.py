@@ -22,7 +22,7 @@ TOLERANCE = 1e-3
 
 
 def first_output(output: Any) -> Any:
-    """A segmentation model's logits are the first of a list, a classifier's are all it gives."""
+    """The logits: the first of what a model gives in a list, or all that it gives."""
     return output[0] if isinstance(output, (list, tuple)) else output
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paddle_vheat import _files
 from paddle_vheat.engine import checkpoint, hooks, saving
 from paddle_vheat.engine.checkpoint import CheckpointError, list_checkpoints, read_checkpoint, run_lock
 from paddle_vheat.engine.log import continue_records
@@ -97,13 +98,13 @@ def test_a_second_sigterm_stops_at_once(tmp_path, monkeypatch):
 def test_a_second_signal_while_saving_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     """The save that it breaks off leaves nothing behind."""
     train(SmallTask(), tmp_path, iters=3)
-    sync = checkpoint.sync
+    sync = _files.sync
 
     def interrupted(path):
         os.kill(os.getpid(), signal.SIGINT)
         sync(path)
 
-    monkeypatch.setattr(checkpoint, "sync", interrupted)
+    monkeypatch.setattr(_files, "sync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(Signalled(signal.SIGINT), tmp_path, iters=9, save_interval=100, resume_model="auto")
     assert sorted(os.listdir(tmp_path)) == [".lock", "iter_3", "train.log"]
