@@ -25,7 +25,7 @@ class _Pool(nn.Layer):
 
 
 def replace_pooling(model: Any) -> None:
-    """In place: the pyramid pooling of PaddleSeg's heads in the form that converters get right (``ops/pool.py``)."""
+    """In place: the pooling of pyramid heads in the form that converters get right (``ops/pool.py``)."""
     for layer in model.sublayers(include_self=True):
         for name, child in list(layer.named_children()):
             if isinstance(child, nn.AdaptiveAvgPool2D):
