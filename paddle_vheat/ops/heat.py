@@ -214,8 +214,8 @@ class HeatConduction2D(nn.Layer):
 
         Args:
             x: (B, H, W, C) or (B, C, H, W) as ``data_format`` says.
-            frequency_embedding: (H, W, C), resized bicubically where it is of another size than ``x``; None for
-                the operator's own.
+            frequency_embedding: (H, W, C), resized bicubically where it is of another size than ``x`` (in a graph, one
+                of unknown size is taken as it is); None for the operator's own.
 
         Returns:
             Tensor of the shape of ``x``.
@@ -223,12 +223,12 @@ class HeatConduction2D(nn.Layer):
         Raises:
             ValueError: for maps of another shape, and without any embedding.
         """
-        embedding, height, width = self._resolve(x, frequency_embedding)
-        return self.conduct(x, self.decay(resized_embedding(embedding, height, width)))
+        return self.conduct(x, self.decay(self._resized(x, self._checked(x, frequency_embedding))))
 
-    def _resolve(self, x: Tensor, embedding: Tensor | None) -> tuple[Tensor, Any, Any]:
-        """The embedding to be used, and the size of ``x``."""
-        rows = self.data_format.index("H")
+    # Where code is converted to a static graph, asking for a length would add operations to it.
+    @paddle.jit.not_to_static
+    def _checked(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """The embedding to be used."""
         if x.ndim != 4 or known_size(x, self.data_format.index("C")) not in (self.channels, None):
             raise ValueError(
                 f"HeatConduction2D: expected {self.data_format} maps of {self.channels} channels, got {list(x.shape)}"
@@ -236,7 +236,17 @@ class HeatConduction2D(nn.Layer):
         embedding = self.frequency_embedding if embedding is None else embedding
         if embedding is None:
             raise ValueError("HeatConduction2D: made without a size, it needs a frequency embedding with each map")
-        return embedding, size_of(x, rows), size_of(x, rows + 1)
+        return embedding
+
+    @paddle.jit.not_to_static
+    def _resized(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The embedding at the size of ``x``."""
+        rows = self.data_format.index("H")
+        return (
+            embedding
+            if None in (known_size(embedding, 0), known_size(embedding, 1))
+            else resized_embedding(embedding, size_of(x, rows), size_of(x, rows + 1))
+        )
 
     def conduct(self, x: Tensor, decay: Tensor) -> Tensor:
         """The operator for a given decay (H, W, C)."""
@@ -268,16 +278,17 @@ class FastHeatConduction2D(HeatConduction2D):
         )
 
     def _evaluate(self, x: Tensor, frequency_embedding: Tensor | None) -> Tensor:
-        embedding, height, width = self._resolve(x, frequency_embedding)
+        embedding = self._checked(x, frequency_embedding)
 
         def make() -> tuple[Tensor, Tensor]:
-            return embedding, self.decay(resized_embedding(embedding, height, width))
+            return embedding, self.decay(self._resized(x, embedding))
 
         if not embedding.persistable:  # computed for this call
+            self.__dict__["_unkept"] = True
             return self.conduct(x, make()[1])
         # The embedding is kept beside its decay, so that its id stays its own.
-        key = (id(embedding), height, width, str(embedding.dtype), str(embedding.place))
-        return self.conduct(x, self._decays.get(key, make, height * width * self.channels)[1])
+        key = (id(embedding), tuple(x.shape[1:]), str(embedding.dtype), str(embedding.place))
+        return self.conduct(x, self._decays.get(key, make, math.prod(x.shape[1:]))[1])
 
     @property
     def _decays(self) -> LRU:
@@ -291,7 +302,7 @@ class FastHeatConduction2D(HeatConduction2D):
 
     def frozen(self) -> nn.Layer:
         """See :mod:`paddle_vheat.ops.fold`."""
-        if len(self._decays.items) != 1:
+        if len(self._decays.items) != 1 or "_unkept" in vars(self):
             return self
         (((embedding, decay), _),) = self._decays.items.values()
         return FoldedHeatConduction2D(self, resized_embedding(embedding, *decay.shape[:2]))
