@@ -6,6 +6,8 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 # Besides these, the tests run on the Paddle that requirements.txt pins: `make test`.
 OTHER_PADDLES := 2.6.2 3.3.1
+# Two processes, each with half of the cores and whole files of tests.
+PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: demo demo-cls test test-all test-matrix test-numpy2 test-clas test-install check format clean
 
@@ -17,20 +19,20 @@ demo-cls: $(VENV)/.run
 	$(PY) val.py --config configs/demo_digits.yml --model_path output/digits/best_model
 
 test: $(VENV)/.dev
-	$(PY) -m pytest -m "not slow"
+	$(PY) $(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.dev
-	$(PY) -m pytest
+	$(PY) $(PYTEST)
 
 # The same tests on the other versions of Paddle, each in an environment of its own, the rest of it pinned alike.
 test-matrix: test $(OTHER_PADDLES:%=test-paddle-%)
 
 test-paddle-%: $(VENV)-%/.done
-	$(VENV)-$*/bin/python -m pytest -m "not slow"
+	$(VENV)-$*/bin/python $(PYTEST) -m "not slow"
 
 # The package itself (PaddleSeg apart) on NumPy 2, laid over the same environment.
 test-numpy2: $(VENV)/.dev build/numpy2/.done
-	PYTHONPATH=build/numpy2 $(PY) -m pytest tests/ops tests/models tests/losses tests/weights tests/test_import.py -m "not slow"
+	PYTHONPATH=build/numpy2 $(PY) $(PYTEST) tests/ops tests/models tests/losses tests/weights tests/test_import.py -m "not slow"
 
 # The PaddleClas tests on its real wheel, in an environment of its own; `make test` runs them on a stand-in.
 test-clas: $(VENV)-clas/.done
