@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 
 from paddle_vheat._paddle import nn, paddle
+from paddle_vheat.engine.optim import TrainOptions
+from paddle_vheat.engine.trainer import Trainer
 from paddle_vheat.models import VHeatClassifier
 from paddle_vheat.ops import fold
 from paddle_vheat.ops.training import TrainedDepthwise, TrainedLayerNorm, TrainedLinear, accelerate_training
 from tests.conftest import relative_error
+from tests.engine.toy import ToyTask
 
 LAYERS = {  # the epsilon is a number of float32, to which Paddle rounds it
     "linear": (lambda: nn.Linear(6, 10), [3, 4, 5, 6], TrainedLinear),
@@ -92,3 +95,11 @@ def test_a_model(variant, recompute):
     model.eval()
     # Forward passes of other products: rounding only.
     assert relative_error(model(x).numpy(), evaluated.numpy()) < 1e-5
+
+
+def test_the_trainer_trains_this_form(tmp_path, monkeypatch):
+    task = ToyTask({})
+    monkeypatch.setattr(task, "build_model", lambda: nn.Sequential(nn.Linear(3, 1)))
+    run = Trainer(task, TrainOptions(save_dir=str(tmp_path)))
+    assert type(run.model[0]) is TrainedLinear
+    assert run.optimizer._parameter_list == run.model.parameters()
