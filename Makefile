@@ -1,6 +1,7 @@
 # make demo      the main job on embedded data       make test      the tests
 # make demo-cls  classification of digits            make test-all  the slow ones too
 # make check     ruff, mypy, import levels make test-matrix  the tests on every Paddle that is supported
+#                                          make bench-torch  speed beside PyTorch
 PYTHON ?= python3.11
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
@@ -9,7 +10,7 @@ OTHER_PADDLES := 2.6.2 3.3.1
 # Two processes, each with half of the cores and whole files of tests.
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo demo-cls test test-all test-matrix test-numpy2 test-clas test-install check format clean
+.PHONY: demo demo-cls test test-all test-matrix test-numpy2 test-clas test-install bench-torch check format clean
 
 demo: $(VENV)/.run
 	$(PY) tools/demo.py
@@ -50,6 +51,10 @@ test-install:
 	$(INSTALL)/seg/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(INSTALL)/*.whl)[cpu,seg]"
 	$(INSTALL)/seg/bin/python -I tests/check_installed.py seg
 
+# Speed and memory beside a plain PyTorch port, in an environment of its own; ARGS="--rounds 1" and others.
+bench-torch: $(VENV)-torch/.done
+	$(VENV)-torch/bin/python benchmarks/beside_pytorch.py --json build/beside_pytorch.json $(ARGS)
+
 check: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -61,7 +66,7 @@ format: $(VENV)/.dev
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-clas $(OTHER_PADDLES:%=$(VENV)-%) build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-clas $(VENV)-torch $(OTHER_PADDLES:%=$(VENV)-%) build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -85,6 +90,14 @@ $(OTHER_PADDLES:%=$(VENV)-%/.done): $(VENV)-%/.done: requirements.txt requiremen
 
 build/numpy2/.done: | $(PY)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target build/numpy2 numpy==2.2.6
+	touch $@
+
+$(VENV)-torch/.done: requirements.txt requirements-torch.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-torch
+	$(VENV)-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements.txt -r requirements-torch.txt
+	$(VENV)-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	mkdir -p build
 	touch $@
 
 $(VENV)-clas/.done: requirements.txt requirements-dev.txt requirements-clas.txt pyproject.toml

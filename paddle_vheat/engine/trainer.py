@@ -23,6 +23,7 @@ from paddle_vheat.engine.precision import Precision
 from paddle_vheat.engine.saving import Checkpoints, Evaluation
 from paddle_vheat.engine.task import Batch, Task
 from paddle_vheat.errors import UserError
+from paddle_vheat.ops.training import accelerate_training
 
 
 class Trainer:
@@ -48,6 +49,7 @@ class Trainer:
         model = task.build_model()
         if paddle.get_device().startswith("gpu") and self.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = accelerate_training(model)
         self.scheduler = build_scheduler(self.recipe, f"{task.source}: learning rate")
         factors = task.parameter_factors(model)
         optimizer = build_optimizer(self.recipe, model, self.scheduler, factors, f"{task.source}: optimizer")
