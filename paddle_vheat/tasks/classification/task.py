@@ -27,6 +27,7 @@ from paddle_vheat.tasks.classification.evaluator import ClassificationEvaluator
 from paddle_vheat.tasks.classification.mixing import BatchTransform, build_batch_ops
 from paddle_vheat.tasks.classification.transforms import pipeline
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction
+from paddle_vheat.weights.download import local_file
 from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights
 
 
@@ -61,7 +62,8 @@ class ClassificationTask:
             else:
                 model = VHeatClassifier(num_classes=settings.num_classes, **settings.arguments)
             if pretrained and settings.pretrained:
-                print(f"{settings.pretrained}: {load_classifier(model, settings.pretrained)}", flush=True)
+                path = local_file(settings.pretrained, schema.ARCHITECTURES.get(settings.arch, settings.arch))
+                print(f"{path}: {load_classifier(model, path)}", flush=True)
         return model
 
     def parameter_factors(self, model: Any) -> Mapping[str, Factors]:
