@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ def test_a_folder(predictor, files):
         assert np.array_equal(one, three)
 
 
-def test_a_video(predictor, tmp_path, capsys):
+def test_a_video(predictor, tmp_path, capsys, monkeypatch):
     path = tmp_path / "a.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (128, 64))
     assert writer.isOpened()
@@ -36,6 +38,7 @@ def test_a_video(predictor, tmp_path, capsys):
     video = cv2.VideoCapture(str(path))
     frames = [video.read()[1] for _ in range(3)]
     video.release()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # a bar is for terminals
     streamed = list(predictor.stream(path))
     assert [number for number, _ in streamed] == [0, 1, 2]
     assert "3/3" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from paddle_vheat import cli
@@ -47,16 +48,14 @@ def pictures(tmp_path_factory):
         path = folder / "val" / "abc"[number % 3] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
-    data = ["Arch.class_num=3", "Metric.Eval.0.TopkAcc.topk=[1, 2]"]
+    config = load_config(DIGITS, [*SMALL[1:], "Arch.class_num=3", "Metric.Eval.0.TopkAcc.topk=[1, 2]"])
     ops = [{"DecodeImage": None}, {"NormalizeImage": {"order": ""}}]
     for part in ("Train", "Eval"):
-        data.append(
-            f"DataLoader.{part}.dataset={json.dumps({'name': 'ImageNetDataset', 'image_root': str(folder / 'val'), 'transform_ops': ops})}"
-        )  # noqa: E501
-    options = [*SMALL, *data]
-    task = ClassificationTask(load_config(DIGITS, options[1:]), DIGITS)
-    save_weights(task.build_model(), folder / "model.pdparams")
-    return folder, ["--config", DIGITS, *options]
+        dataset = {"name": "ImageNetDataset", "image_root": str(folder / "val"), "transform_ops": ops}
+        config["DataLoader"][part]["dataset"] = dataset
+    (folder / "three.yml").write_text(yaml.safe_dump(config))
+    save_weights(ClassificationTask(config, "three").build_model(), folder / "model.pdparams")
+    return folder, ["--config", str(folder / "three.yml")]
 
 
 @pytest.mark.parametrize("output_op", ["none", "softmax"])
