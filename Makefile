@@ -1,13 +1,14 @@
 # make demo      the main job on embedded data       make test      the tests
 # make demo-cls  classification of digits            make test-all  the slow ones too
 # make check     ruff, mypy, import levels make test-matrix  the tests on every Paddle that is supported
+# make docs      the site, in build/site
 PYTHON ?= python3.11
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 # Besides these, the tests run on the Paddle that requirements.txt pins: `make test`.
 OTHER_PADDLES := 2.6.2 3.3.1
 
-.PHONY: demo demo-cls test test-all test-matrix test-numpy2 test-clas test-install check format clean
+.PHONY: demo demo-cls test test-all test-matrix test-numpy2 test-clas test-install check docs format clean
 
 demo: $(VENV)/.run
 	$(PY) tools/demo.py
@@ -54,12 +55,16 @@ check: $(VENV)/.dev
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
 
+# Warnings are errors: links and anchors that lead nowhere, pages that are not in the navigation.
+docs: $(VENV)-docs/.done
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict --quiet
+
 format: $(VENV)/.dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-clas $(OTHER_PADDLES:%=$(VENV)-%) build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-clas $(VENV)-docs $(OTHER_PADDLES:%=$(VENV)-%) build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -83,6 +88,11 @@ $(OTHER_PADDLES:%=$(VENV)-%/.done): $(VENV)-%/.done: requirements.txt requiremen
 
 build/numpy2/.done: | $(PY)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target build/numpy2 numpy==2.2.6
+	touch $@
+
+$(VENV)-docs/.done: requirements-docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-docs.txt
 	touch $@
 
 $(VENV)-clas/.done: requirements.txt requirements-dev.txt requirements-clas.txt pyproject.toml

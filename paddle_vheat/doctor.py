@@ -204,7 +204,7 @@ def check_export() -> str:
     tools = all(importlib.util.find_spec(name) for name in ("paddle2onnx", "onnx", "onnxruntime")) and not PADDLE_2
     model, shape = _small_classifier(), (1, 3, 32, 32)
     model.eval()
-    ops = [{"ResizeImage": {"size": [32, 32]}}, {"NormalizeImage": {"order": ""}}]
+    ops: list[dict[str, Any]] = [{"ResizeImage": {"size": [32, 32]}}, {"NormalizeImage": {"order": ""}}]
     spec = scores_spec(model, shape, "softmax", 4, per_pixel=False, transforms=ops, min_size=32)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "model"
