@@ -19,8 +19,7 @@ from PIL import Image
 import paddle_vheat
 from paddle_vheat import cli
 from paddle_vheat._paddle import paddle
-from tests.conftest import needs_onnx
-from tests.deploy.conftest import export, segmentor  # noqa: F401 - fixtures
+from tests.deploy.handmade import write_export
 from tests.export.networks import noise
 
 ROOT = Path(__file__).parents[1]
@@ -43,17 +42,16 @@ def with_blocks(kind: str) -> list:
 
 
 @pytest.fixture(scope="module")
-def folder(segmentor, tmp_path_factory) -> Path:  # noqa: F811
+def folder(tmp_path_factory) -> Path:
     """What the examples find: an export, and a picture."""
     folder = tmp_path_factory.mktemp("docs")
-    export(segmentor, folder / "output" / "inference_model", [-1, 3, 64, 128], "argmax", model_format="onnx")
+    write_export(folder / "output" / "inference_model", (64, 128), "argmax")
     Image.fromarray(noise(64, 128)).save(folder / "street.png")
     (folder / "pictures").mkdir()
     Image.fromarray(noise(64, 128)).save(folder / "pictures" / "0.png")
     return folder
 
 
-@needs_onnx
 @pytest.mark.parametrize("page", with_blocks("python"))
 def test_python_blocks_run(page, folder, monkeypatch):
     monkeypatch.chdir(folder)

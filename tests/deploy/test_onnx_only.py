@@ -12,7 +12,7 @@ from PIL import Image
 
 from paddle_vheat.deploy import Predictor
 from tests.conftest import needs_onnx
-from tests.deploy.conftest import export, exported_onnx, segmentor  # noqa: F401 - fixtures
+from tests.deploy.handmade import write_export
 from tests.export.networks import noise
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "onnx_only.py"
@@ -22,10 +22,8 @@ ALONE = f"import runpy, sys; sys.modules['paddle_vheat'] = None; runpy.run_path(
 
 @needs_onnx
 @pytest.mark.parametrize("fixed", [True, False])
-def test_the_classes_are_those_of_the_predictor(segmentor, exported_onnx, tmp_path, fixed):  # noqa: F811
-    folder = exported_onnx
-    if not fixed:
-        folder = export(segmentor, tmp_path / "free", [-1, 3, -1, -1], "none", model_format="onnx")
+def test_the_classes_are_those_of_the_predictor(exported_onnx, tmp_path, fixed):
+    folder = exported_onnx if fixed else write_export(tmp_path / "free", None, "none")
     Image.fromarray(noise(64, 128)).save(tmp_path / "a.png")
     command = [sys.executable, "-c", ALONE, str(folder), str(tmp_path / "a.png"), str(tmp_path / "classes.png")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
