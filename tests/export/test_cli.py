@@ -1,4 +1,4 @@
-"""export.py, predict.py --exported and val.py --exported: what the checkpoint gives, without Paddle where none is needed."""
+"""export.py, and predict.py and val.py --exported: as from the checkpoint, without Paddle where none is needed."""
 
 from __future__ import annotations
 
