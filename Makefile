@@ -1,7 +1,7 @@
 # make demo      the main job on embedded data       make test      the tests
 # make demo-cls  classification of digits            make test-all  the slow ones too
 # make check     ruff, mypy, import levels make test-matrix  the tests on every Paddle that is supported
-#                                          make bench-torch  speed beside PyTorch
+# make docs      the site, in build/site    make bench-torch  speed beside PyTorch
 PYTHON ?= python3.11
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
@@ -10,7 +10,7 @@ OTHER_PADDLES := 2.6.2 3.3.1
 # Two processes, each with half of the cores and whole files of tests.
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo demo-cls test test-all test-matrix test-numpy2 test-clas test-install bench-torch check format clean
+.PHONY: demo demo-cls test test-all test-matrix test-numpy2 test-clas test-install bench-torch check docs format clean
 
 demo: $(VENV)/.run
 	$(PY) tools/demo.py
@@ -61,12 +61,16 @@ check: $(VENV)/.dev
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
 
+# Warnings are errors: links and anchors that lead nowhere, pages that are not in the navigation.
+docs: $(VENV)-docs/.done
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict --quiet
+
 format: $(VENV)/.dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-clas $(VENV)-torch $(OTHER_PADDLES:%=$(VENV)-%) build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-*/ build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -98,6 +102,11 @@ $(VENV)-torch/.done: requirements.txt requirements-torch.txt pyproject.toml
 		-r requirements.txt -r requirements-torch.txt
 	$(VENV)-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	mkdir -p build
+	touch $@
+
+$(VENV)-docs/.done: requirements-docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-docs.txt
 	touch $@
 
 $(VENV)-clas/.done: requirements.txt requirements-dev.txt requirements-clas.txt pyproject.toml

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from paddle_vheat import cli_exported
 from paddle_vheat.config import load_config
 from paddle_vheat.cpu import configure_cpu
 from paddle_vheat.errors import UserError
@@ -115,7 +116,8 @@ def _set_up(args: argparse.Namespace) -> str:
     return "cpu" if on_cpu else args.device or "gpu"
 
 
-def _start_paddle(args: argparse.Namespace) -> None:
+def _start_paddle(args: argparse.Namespace) -> str:
+    """Import Paddle and set it up; the device's name."""
     device = _set_up(args)
     from paddle_vheat._paddle import paddle
 
@@ -127,6 +129,7 @@ def _start_paddle(args: argparse.Namespace) -> None:
     with contextlib.suppress(ValueError):  # not the main thread
         # Importing Paddle put a handler of its own in place of ours, which Python still has on record.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    return device
 
 
 def _make_task(args: argparse.Namespace, flags: TaskFlags, report: Any) -> Any:
@@ -271,16 +274,18 @@ def val_parser() -> argparse.ArgumentParser:
     _add_model_path(parser)
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read images; default 0")
     parser.add_argument("--json", metavar="FILE", help="also write the scores to a JSON file")
+    cli_exported.add_options(parser, "score this exported model, in the place of --model_path")
     _add_check_data(parser)
     return parser
 
 
 def _val(args: argparse.Namespace, flags: TaskFlags) -> int:
-    _start_paddle(args)
+    cli_exported.check_options(args, ("model_path", *flags.owners))
+    device = _start_paddle(args)
     from paddle_vheat._files import check_output, write_output
     from paddle_vheat._paddle import paddle
     from paddle_vheat.engine.data_check import Report, check_data
-    from paddle_vheat.engine.evaluate import evaluate
+    from paddle_vheat.engine.evaluate import evaluate, evaluate_exported
     from paddle_vheat.engine.loader import check_workers
 
     check_workers(args.num_workers, "--num_workers")
@@ -288,15 +293,23 @@ def _val(args: argparse.Namespace, flags: TaskFlags) -> int:
         check_output(args.json, "--json")
     report = Report()
     task = _make_task(args, flags, report)
-    model = _trained_model(task, args, report)
+    if args.exported is None:
+        model = _trained_model(task, args, report)
+    else:
+        with report.collecting():
+            predictor = cli_exported.make_predictor(args, device)
     check_data(task, report, "val", args.check_data, args.num_workers)
     report.close()
-    scores = evaluate(task, model, num_workers=args.num_workers)
+    if args.exported is None:
+        scores = evaluate(task, model, num_workers=args.num_workers)
+    else:
+        scores = evaluate_exported(task, predictor, num_workers=args.num_workers)
     if scores is not None and paddle.distributed.get_rank() == 0:
         print(f"{scores.samples} images")
         print(scores.table)
         if args.json:
-            text = json.dumps({"config": args.config, "model_path": args.model_path, **scores.report}, indent=1)
+            origin = {"model_path": args.model_path} if args.exported is None else {"exported": args.exported}
+            text = json.dumps({"config": args.config, **origin, **scores.report}, indent=1)
             write_output(args.json, text + "\n")
             print(f"written: {args.json}")
     return 0
@@ -308,22 +321,18 @@ def _val(args: argparse.Namespace, flags: TaskFlags) -> int:
 def predict_parser() -> argparse.ArgumentParser:
     parser = _parser("predict", "Predict images and write the results.", config_needed=False)
     _add_model_path(parser)
-    text = "predict with this exported model, without --config and --model_path"
-    parser.add_argument("--exported", metavar="FOLDER", help=text)
-    parser.add_argument("--runtime", choices=("auto", "paddle", "onnx"), help="for --exported; default auto")
-    parser.add_argument("--threads", type=int, help="for --exported; default all cores")
+    cli_exported.add_options(parser, "predict with this exported model, without --config and --model_path")
     parser.add_argument("--image_path", required=True, help="image, folder of images, or list file")
     parser.add_argument("--save_dir", default="output/result", help="folder to write into; default output/result")
     return parser
 
 
 def _predict(args: argparse.Namespace, flags: TaskFlags) -> int:
-    if args.exported is not None:
-        return _predict_exported(args, flags)
-    if args.config is None:
+    if args.config is None and args.exported is None:
         raise UserError("--config is needed: the configuration that the model was trained with (or give --exported)")
-    if args.runtime is not None or args.threads is not None:
-        raise UserError("--runtime and --threads are for --exported, which is not given")
+    cli_exported.check_options(args, ("config", "model_path", "opts", *flags.owners))
+    if args.exported is not None:
+        return cli_exported.predict(args, _set_up(args))
     _start_paddle(args)
     from paddle_vheat.deploy.writing import list_images, write_predictions
     from paddle_vheat.engine.data_check import Report
@@ -337,26 +346,6 @@ def _predict(args: argparse.Namespace, flags: TaskFlags) -> int:
     report.close()
     model = evaluation_form(model)
     written = write_predictions(images, args.save_dir, lambda path: task.predict(model, str(path)))
-    print(f"{len(images)} images; written: {' and '.join(map(str, written))}")
-    return 0
-
-
-def _predict_exported(args: argparse.Namespace, flags: TaskFlags) -> int:
-    """Predict with an exported model; imports Paddle only if Paddle is to run it."""
-    names = ["config", "model_path", "opts", *flags.owners]
-    unused = [f"--{name}" for name in names if getattr(args, name) not in (None, False, [])]
-    if unused:
-        raise UserError(f"--exported: the folder says all that is needed, and takes no {', '.join(unused)}")
-    if args.device not in (None, "cpu", "gpu"):
-        raise UserError(f"--device {args.device}: an exported model is run on cpu or gpu")
-    device = _set_up(args)
-    from paddle_vheat.deploy import Predictor
-    from paddle_vheat.deploy.writing import list_images, write_predictions
-
-    images = list_images(args.image_path, args.save_dir)
-    predictor = Predictor(args.exported, args.runtime or "auto", args.threads, device=device)
-    print(f"{args.exported}: {predictor.runtime}", flush=True)
-    written = write_predictions(images, args.save_dir, lambda path: predictor.predictions([path])[0])
     print(f"{len(images)} images; written: {' and '.join(map(str, written))}")
     return 0
 

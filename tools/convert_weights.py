@@ -3,6 +3,10 @@
 python tools/convert_weights.py SRC.pth DST.pdparams
 python tools/convert_weights.py SRC.pth DST.safetensors --ema
 python tools/convert_weights.py SRC.pth DST.pdparams --img_size 512 --resize zero_pad
+python tools/convert_weights.py --download vheat_tiny [DST.pdparams] [--sha256 ...]
+
+Downloads are kept in ~/.cache/paddle_vheat/weights, or in $PADDLE_VHEAT_HOME/weights. The released weights carry no
+licence: they are the authors', and only they may say what may be done with them.
 """
 
 from __future__ import annotations
@@ -17,8 +21,11 @@ from paddle_vheat.cpu import configure_cpu
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Turn the authors' PyTorch checkpoints into ours.")
-    parser.add_argument("source", metavar="SRC.pth", help="classification, segmentation or detection checkpoint")
-    parser.add_argument("target", metavar="DST", help="file to write: .pdparams or .safetensors")
+    text = "published checkpoint (.pth) of any kind, and the file to write: .pdparams or .safetensors"
+    parser.add_argument("files", nargs="*", metavar="SRC DST", help=text)
+    text = "fetch a release (vheat_tiny, ...) or an address in the place of SRC; DST is then weights/NAME.pdparams"
+    parser.add_argument("--download", metavar="NAME", help=text)
+    parser.add_argument("--sha256", metavar="HEX", help="what the download's SHA-256 must be")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights of a training checkpoint")
     parser.add_argument("--img_size", type=int, metavar="N", help="make the frequency embeddings for N x N pixels")
     parser.add_argument("--resize", choices=("bicubic", "zero_pad"), default="bicubic", help="how; default bicubic")
@@ -26,18 +33,27 @@ def main(argv: list[str] | None = None) -> int:
         "--check", action="store_true", help="compare the training form with the folded one on an image"
     )
     args = parser.parse_args(argv)
+    if len(args.files) not in ((0, 1) if args.download else (2,)):
+        parser.error("give SRC.pth and DST, or --download NAME and, if you like, DST")
+    if args.sha256 and not args.download:
+        parser.error("--sha256 is for --download, which is not given")
     if "paddle" not in sys.modules:
         configure_cpu()
     from paddle_vheat.weights.convert import check, convert, read_published
+    from paddle_vheat.weights.download import fetch, release
     from paddle_vheat.weights.loading import save_weights
 
     start = time.perf_counter()
+    target = args.files[-1] if args.files else f"weights/{Path(args.download).stem}.pdparams"
     try:
-        if Path(args.target).suffix not in (".pdparams", ".safetensors"):
-            raise ValueError(f"{args.target}: expected a name that ends in .pdparams or .safetensors")
-        published = read_published(args.source, args.ema)
+        if Path(target).suffix not in (".pdparams", ".safetensors"):
+            raise ValueError(f"{target}: expected a name that ends in .pdparams or .safetensors")
+        source = args.files[0] if not args.download else args.download
+        if args.download:
+            source = fetch(source if "://" in source else release(source, "--download"), args.sha256)
+        published = read_published(source, args.ema)
         model, report = convert(published, args.img_size, args.resize)
-        save_weights(model, args.target)
+        save_weights(model, target)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -47,14 +63,14 @@ def main(argv: list[str] | None = None) -> int:
     for name, why in published.dropped.items():
         by_reason.setdefault(why, []).append(name)
     rows = [
-        ("source", f"{args.source} ({published.weights})"),
+        ("source", f"{source} ({published.weights})"),
         ("recognised", f"{published.kind}, {published.variant}{classes}"),
         ("form", "folded" if published.folded else "training"),
         ("made for", f"{size} pixels"),
         ("converted", f"{len(report.loaded)} arrays, every one of the model's"),
         *(("resized", text) for text in report.resized),
         *(("dropped", f"{', '.join(names)}: {why}") for why, names in by_reason.items()),
-        ("written", f"{args.target} in {time.perf_counter() - start:.1f} s"),
+        ("written", f"{target} in {time.perf_counter() - start:.1f} s"),
     ]
     for name, text in rows:
         print(f"{name:<11} {text}")

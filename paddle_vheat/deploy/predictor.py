@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from paddle_vheat.deploy import runtimes
 from paddle_vheat.deploy.description import Description, read_description
+from paddle_vheat.deploy.images import is_video, read_frames
 from paddle_vheat.deploy.processor import Outputs, Prediction, Processor, make_processor
+from paddle_vheat.deploy.writing import list_images
 from paddle_vheat.errors import UserError
 
 RUNTIMES = ("auto", "paddle", "onnx")
@@ -75,7 +78,8 @@ class Predictor:
 
         Args:
             image: a file's name, or an array (H, W, C), BGR if C is 3, uint8 or (segmentation only) floating-point
-                values from 0 to 255; or a list of these, which after the transforms must be of one size.
+                values from 0 to 255; or a list of these, which after the transforms must be of one size; or a folder
+                of images or a video file, as of :meth:`stream`.
 
         Returns:
             Segmentation: class of every pixel at the size of the image, int32 (H, W). Where images are resized, an
@@ -83,17 +87,51 @@ class Predictor:
             then choose, and with ``none`` the result is the evaluation's.
             Classification: the five likeliest classes, best first, each {"class": index, "name": its name, "score":
             probability}; with an export of ``argmax``, the best one alone, its score None.
-            Another task: the ``value`` of its predictions. For a list, a list of these.
+            Another task: the ``value`` of its predictions. For a list, a list of these; for a folder or a video, an
+            iterator of these, which predicts as it goes.
 
         Raises:
             ValueError: for an image that cannot be decoded or taken.
         """
         if isinstance(image, (list, tuple)):
             return [prediction.value for prediction in self.predictions(image)]
+        if isinstance(image, (str, Path)) and (is_video(image) or Path(image).is_dir()):
+            return (prediction.value for _, prediction in self.stream(image))
         return self.predictions([image])[0].value
 
     def predictions(self, images: Sequence[Any]) -> list[Prediction]:
         """As :meth:`predict` for a list, with what can be drawn or written of each (``value``, ``draw``, ...)."""
+        return [self._processor.finish(output, context) for output, context in self._outputs(images)]
+
+    def outputs(self, images: Sequence[Any]) -> list[Outputs]:
+        """What the model itself gives for each image: arrays without batch axis, by the output's name."""
+        return [output for output, _ in self._outputs(images)]
+
+    def stream(self, source: str | Path, progress: bool = True) -> Iterator[tuple[Path | int, Prediction]]:
+        """Predict the images of a folder or list file, or the frames of a video, one after another.
+
+        Args:
+            source: as for ``predict.py --image_path``, or a video file (``deploy.images.VIDEO_SUFFIXES``).
+            progress: show a progress bar, where the output is a terminal.
+
+        Yields:
+            The image's path, or the frame's number from 0, and its prediction.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: for a video or an image that cannot be decoded.
+        """
+        items: Any
+        if is_video(source):
+            items, total = read_frames(source)
+        else:
+            pairs = [(path, path) for path, _ in list_images(source)]
+            items, total = pairs, len(pairs)
+        shown = None if progress else True
+        for name, image in tqdm(items, total=total, desc="predicting", unit="img", disable=shown):
+            yield name, self.predictions([image])[0]
+
+    def _outputs(self, images: Sequence[Any]) -> list[tuple[Outputs, Any]]:
         if not images:
             return []
         inputs, contexts = zip(*(self._prepare(image) for image in images))
@@ -103,7 +141,7 @@ class Predictor:
             raise UserError(f"images of one call must have one size after the transforms, got {found} (height x width)")
         with self._lock:
             outputs = list(self._run(np.stack(inputs)))
-        return [self._processor.finish(output, context) for output, context in zip(outputs, contexts)]
+        return list(zip(outputs, contexts))
 
     def _prepare(self, image: Any) -> tuple[np.ndarray, Any]:
         return prepare(image, self.description, self._processor, self._resize)

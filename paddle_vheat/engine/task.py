@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from paddle_vheat.deploy.predictor import Predictor
     from paddle_vheat.engine.optim import Factors, Recipe
 
 Sample = dict[str, Any]
@@ -143,6 +144,13 @@ class Task(Protocol):
 
     def infer(self, model: Layer, batch: Batch) -> Any:
         """The model's outputs for an evaluation batch, as the evaluator takes them."""
+
+    def infer_exported(self, predictor: Predictor, batch: Batch) -> Any:
+        """The same for an evaluation batch, by an exported model from the images as they are stored; optional.
+
+        ``predictor.predictions(images)`` gives what is deployed, ``predictor.outputs(images)`` what the programs give.
+        ``batch["meta"][i]["index"]`` is the sample's index in the validation set.
+        """
 
     def evaluator(self) -> Evaluator:
         """A new one."""

@@ -409,6 +409,8 @@ class VHeatClassifier(nn.Layer):
     def forward_features(self, x: Tensor) -> list[Tensor]:
         return self.backbone.forward_features(x)
 
+    no_weight_decay = VHeat.no_weight_decay
+
     def forward(self, x: Tensor) -> Tensor:
         last = self.backbone.forward_stages(x)[-1]
         return self.head(self.norm(last).mean(axis=[1, 2]))

@@ -224,6 +224,20 @@ def convert(published: Published, img_size: int | None = None, resize: str = "bi
     return model, report
 
 
+def converted_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """A published checkpoint's arrays under the names of our model's ``state_dict()``, converted strictly.
+
+    Raises:
+        FileNotFoundError, UnsafeFileError, ConversionError: naming the file and what is wrong.
+    """
+    published = read_published(path)
+    try:
+        model, _ = convert(published)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
 def check(model: Any, size: tuple[int, int]) -> dict[str, float]:
     """Run the training form and the folded form on an image; largest differences relative to the largest value."""
     model.eval()

@@ -47,9 +47,15 @@ class LoadReport:
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     """Names and arrays of a ``.pdparams`` or ``.safetensors`` file, read without running code from it.
 
+    A published ``.pth`` is converted strictly by :mod:`paddle_vheat.weights.convert`, and has our names then.
+
     Raises:
-        FileNotFoundError, UnsafeFileError: naming the file and what is wrong with it.
+        FileNotFoundError, ValueError: naming the file and what is wrong with it.
     """
+    if Path(path).suffix == ".pth":
+        from paddle_vheat.weights.convert import converted_arrays  # which loads, by what is here
+
+        return converted_arrays(path)
     if Path(path).suffix == ".safetensors":
         return _read_safetensors(Path(path))
     content = load_arrays(path)
@@ -232,11 +238,13 @@ def load_weights(
     return load_state(layer, read_weights(path), str(path), optional_prefixes, unused_prefixes)
 
 
-def load_pretrained(model: Any, path: str | Path) -> LoadReport:
+def load_pretrained(model: Any, path: str | Path, new_head: bool = False) -> LoadReport:
     """Fill a model strictly from a file of its kind, a backbone also by :func:`load_backbone`, and a classifier without
-    a head (``num_classes`` 0) also from one with a head."""
+    a head (``num_classes`` 0) also from one with a head; with ``new_head`` by :func:`load_classifier`."""
     if isinstance(model, VHeat):
         return load_backbone(model, path)
+    if new_head and isinstance(model, VHeatClassifier) and model.num_classes:
+        return load_classifier(model, path)
     headless = isinstance(model, VHeatClassifier) and model.num_classes == 0
     return load_weights(model, path, unused_prefixes=("head.",) if headless else ())
 

@@ -47,6 +47,9 @@ def test_every_command(config, tmp_path, capsys):
     assert cli.predict([*model, *predict, str(tmp_path / "a")]) == 0
     exported = str(tmp_path / "exported")
     assert cli.export([*model, "--save_dir", exported]) == 0
+    capsys.readouterr()
+    assert cli.val(["--config", config, "--exported", exported]) == 2
+    assert "toy cannot score exported models (it has no method infer_exported)" in capsys.readouterr().err
     assert cli.predict(["--exported", exported, *predict, str(tmp_path / "b")]) == 0
     found = [json.loads((tmp_path / name / "predictions.json").read_text())["picture.png"] for name in "ab"]
     assert found[0] == pytest.approx(found[1], abs=1e-5)  # the export's own tolerance

@@ -17,7 +17,7 @@ from paddle_vheat.engine.evaluate import evaluating
 from paddle_vheat.engine.loader import sample_files, stack
 from paddle_vheat.engine.optim import Factors
 from paddle_vheat.engine.task import ExportSpec, Metric
-from paddle_vheat.errors import MissingFileError
+from paddle_vheat.errors import MissingFileError, UserError
 from paddle_vheat.export import scores_spec
 from paddle_vheat.models import VHeatClassifier, create_model
 from paddle_vheat.models.vheat import MIN_SIZE
@@ -27,6 +27,7 @@ from paddle_vheat.tasks.classification.evaluator import ClassificationEvaluator
 from paddle_vheat.tasks.classification.mixing import BatchTransform, build_batch_ops
 from paddle_vheat.tasks.classification.transforms import pipeline
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction
+from paddle_vheat.weights.download import local_file
 from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights
 
 
@@ -61,7 +62,8 @@ class ClassificationTask:
             else:
                 model = VHeatClassifier(num_classes=settings.num_classes, **settings.arguments)
             if pretrained and settings.pretrained:
-                print(f"{settings.pretrained}: {load_classifier(model, settings.pretrained)}", flush=True)
+                path = local_file(settings.pretrained, schema.ARCHITECTURES.get(settings.arch, settings.arch))
+                print(f"{path}: {load_classifier(model, path)}", flush=True)
         return model
 
     def parameter_factors(self, model: Any) -> Mapping[str, Factors]:
@@ -138,6 +140,23 @@ class ClassificationTask:
     def infer(self, model: Any, batch: dict[str, Any]) -> Any:
         """Logits (N, K)."""
         return model(batch["img"])
+
+    def infer_exported(self, predictor: Any, batch: dict[str, Any]) -> Any:
+        dataset = self.dataset("val")
+        images: list[Any] = []
+        for index in (meta["index"] for meta in batch["meta"]):
+            files = sample_files(dataset, index)
+            images.append(files[0] if files else np.asarray(dataset.image(index))[..., ::-1])
+        outputs = predictor.outputs(images)
+        if "classes" in outputs[0]:
+            raise UserError(
+                f"{predictor.description.path.parent}: gives the best class alone, which leaves nothing to score "
+                "further ones by; export with --output_op softmax or none"
+            )
+        if "logits" in outputs[0]:
+            return paddle.to_tensor(np.stack([output["logits"] for output in outputs]))
+        chances = np.stack([output["probabilities"] for output in outputs])
+        return paddle.to_tensor(np.log(np.maximum(chances, np.finfo(np.float32).tiny)))
 
     def evaluator(self) -> ClassificationEvaluator:
         return ClassificationEvaluator(self.settings.topk, self.num_classes)

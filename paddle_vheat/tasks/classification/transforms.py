@@ -13,8 +13,10 @@ only training does in ``augment``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,3 +242,30 @@ def pipeline(
         return np.ascontiguousarray(array if stage == "chw" else np.moveaxis(array, -1, 0), np.float32)
 
     return run
+
+
+def create_transform(cfg: Mapping[str, Any]) -> Callable[[Any], np.ndarray]:
+    """The evaluation's preparation of images for a model.
+
+    Args:
+        cfg: a model's ``default_cfg`` (:func:`paddle_vheat.models.registry.default_cfg`).
+
+    Returns:
+        A function of an image (a file's path or bytes, Pillow's, or uint8 RGB (H, W, 3)) to float32 (3, h, w). It
+        raises a ValueError for what is no image.
+    """
+    _, height, width = cfg["input_size"]
+    ops = [
+        DecodeImage(),
+        ResizeImage(resize_short=int(min(height, width) / cfg["crop_pct"]), interpolation=cfg["interpolation"]),
+        CropImage(size=(width, height)),
+        NormalizeImage(mean=cfg["mean"], std=cfg["std"], order=""),
+    ]
+    run = pipeline(ops)
+
+    def transform(image: Any) -> np.ndarray:
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
+        return run(Path(image).read_bytes() if isinstance(image, (str, os.PathLike)) else image)
+
+    return transform

@@ -225,6 +225,10 @@ class SegmentationTask:
         logits = predict_logits(model, batch["img"], batch["meta"][0]["undo"], **self.test_options)
         return paddle.argmax(logits, axis=1).numpy()[0]
 
+    def infer_exported(self, predictor: Any, batch: dict[str, Any]) -> np.ndarray:
+        image = self.dataset("val").files(batch["meta"][0]["index"])[0]
+        return predictor.predictions([image])[0].value
+
     def evaluator(self) -> SegmentationEvaluator:
         return SegmentationEvaluator(self.class_names, self.dataset("val").dataset.ignore_index)
 
