@@ -143,8 +143,8 @@ def expected(rule: Mapping[str, Any]) -> str:
         plural = {int: "integers", float: "numbers", str: "words", dict: "blocks"}.get(rule["items"], "entries")
         text = f"a list of {count}{plural}"
     low, high = (rule["min"], rule["above"]), (rule["max"], rule["below"])
-    parts = [f"at least {low[0]:g}" if low[0] is not None else f"above {low[1]:g}"] if low != (None, None) else []
-    parts += [f"at most {high[0]:g}" if high[0] is not None else f"below {high[1]:g}"] if high != (None, None) else []
+    parts = [f"at least {low[0]}" if low[0] is not None else f"above {low[1]}"] if low != (None, None) else []
+    parts += [f"at most {high[0]}" if high[0] is not None else f"below {high[1]}"] if high != (None, None) else []
     return f"{text} of {' and '.join(parts)}" if parts else text
 
 

@@ -135,9 +135,9 @@ class NormalizeImage(Operation):
         order: '' or 'hwc' for images and (H, W, 3); 'chw' (PaddleClas' default) after ToCHWImage.
     """
 
-    scale: float = option(float, 1 / 255)
-    mean: tuple[float, float, float] = option(list, IMAGENET_MEAN, items=float, length=3)
-    std: tuple[float, float, float] = option(list, IMAGENET_STD, items=float, length=3, above=0)
+    scale: float = option(float, 1 / 255, min=-(10**6), max=10**6)
+    mean: tuple[float, float, float] = option(list, IMAGENET_MEAN, items=float, length=3, min=-(10**6), max=10**6)
+    std: tuple[float, float, float] = option(list, IMAGENET_STD, items=float, length=3, min=1e-6, max=10**6)
     order: str = option(str, "chw", choices=("", "hwc", "chw"))
 
     def stages(self) -> tuple[tuple[str, ...], str]:

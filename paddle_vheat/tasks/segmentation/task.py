@@ -302,6 +302,9 @@ def predict_logits(model: Any, image: Any, undo: list[tuple[str, tuple[int, int]
     slide["is_slide"] = options.get("is_slide", False)
     if options.get("aug_eval"):
         flips = {name: options.get(name, False) for name in ("flip_horizontal", "flip_vertical")}
+        smallest = min(options.get("scales", [1.0])) * min(image.shape[2:])
+        if round(smallest) < 1:
+            raise UserError(f"--scales: the image would become {smallest:.2g} pixels wide or high")
         return seg.infer.aug_inference(
             model, image, trans_info=undo, scales=options.get("scales", [1.0]), **flips, **slide
         )[1]
