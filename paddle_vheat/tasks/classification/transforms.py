@@ -30,7 +30,7 @@ from paddle_vheat.tasks.classification.augment import (
     TimmAutoAugment,
     draw_interpolation,
 )
-from paddle_vheat.tasks.classification.operation import IMAGENET_MEAN, IMAGENET_STD, Operation
+from paddle_vheat.tasks.classification.operation import IMAGENET_MEAN, IMAGENET_STD, MAX_SIDE, Operation
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -87,8 +87,8 @@ class ResizeImage(Operation):
     The longer side is rounded down, as in the published evaluation.
     """
 
-    size: tuple[int, int] | None = option(list, None, items=int, length=2, min=1)
-    resize_short: int | None = option(int, None, min=1)
+    size: tuple[int, int] | None = option(list, None, items=int, length=2, min=1, max=MAX_SIDE)
+    resize_short: int | None = option(int, None, min=1, max=MAX_SIDE)
     interpolation: str = option(str, "bicubic", choices=(*INTERPOLATIONS, "random"))
     backend: str = option(str, "pil", choices=("pil",))
 
@@ -112,7 +112,7 @@ class CropImage(Operation):
         ValueError: when called with a smaller image.
     """
 
-    size: tuple[int, int] = option(list, items=int, length=2, min=1)
+    size: tuple[int, int] = option(list, items=int, length=2, min=1, max=MAX_SIDE)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         width, height = self.size

@@ -88,12 +88,12 @@ class AdamW(Adam):
 
 @dataclass(frozen=True)
 class ClipByNorm:
-    clip_norm: float = option(float, above=0, max=INFINITE)
+    clip_norm: float = option(float, min=1e-30, max=INFINITE)  # float32's positive numbers
 
 
 @dataclass(frozen=True)
 class ClipByValue:
-    max: float = option(float, above=0, max=INFINITE)
+    max: float = option(float, min=1e-30, max=INFINITE)
     min: float | None = option(float, None, min=-INFINITE, max=0)
 
 
