@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_vheat import cli_exported
+from paddle_vheat._files import check_folder, check_output, write_output
 from paddle_vheat.config import load_config
 from paddle_vheat.cpu import configure_cpu
 from paddle_vheat.errors import UserError
@@ -65,7 +66,7 @@ class TaskFlags:
 def _parser(command: str, description: str, config_needed: bool = True) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"{command}.py", description=description)
     text = "YAML configuration (PaddleSeg's or PaddleClas' schema)"
-    parser.add_argument("--config", required=config_needed, help=text)
+    parser.add_argument("--config", required=config_needed, type=_path, help=text)
     text = "replace values, such as batch_size=4 model.channels=64"
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help=text)
     text = "default: the GPU if there is one"
@@ -74,9 +75,13 @@ def _parser(command: str, description: str, config_needed: bool = True) -> argpa
     return parser
 
 
+def _path(text: str) -> str:
+    return os.path.expanduser(text)  # a shell leaves --option=~/x as it is
+
+
 def _add_model_path(parser: argparse.ArgumentParser) -> None:
     text = "checkpoint: .pdparams, .safetensors, or a folder with model.pdparams; needed"
-    parser.add_argument("--model_path", help=text)
+    parser.add_argument("--model_path", type=_path, help=text)
 
 
 def _check_data(text: str) -> str | int:
@@ -144,7 +149,7 @@ def load_checkpoint(task: Any, model: Any, path: str | None) -> None:
     """Fill a model from what ``--model_path`` says, strictly, and print what was loaded."""
     if path is None:
         raise UserError("--model_path is needed: the checkpoint, such as output/best_model/model.pdparams")
-    file = Path(path).expanduser()
+    file = Path(path)
     if file.is_dir():
         candidates = [p for p in (file / "model.pdparams", file / "ema_model.pdparams") if p.is_file()]
         if not candidates:
@@ -215,7 +220,7 @@ def train_parser() -> argparse.ArgumentParser:
     add("--iters", type=int, help="iterations; default: the configuration's")
     add("--batch_size", type=int, help="images per process and step; default: the configuration's")
     add("--learning_rate", type=float, help="default: the configuration's")
-    add("--save_dir", default="output", help="folder of checkpoints and logs; default output")
+    add("--save_dir", default="output", type=_path, help="folder of checkpoints and logs; default output")
     add("--save_interval", type=int, help="iterations between checkpoints (and evaluations); default 1000, or an epoch")
     add("--log_iters", type=int, default=10, help="iterations between log lines; default 10")
     add("--num_workers", type=int, help="processes that read and augment; default 0, or the configuration's")
@@ -225,7 +230,7 @@ def train_parser() -> argparse.ArgumentParser:
     add("--use_vdl", action="store_true", help="write VisualDL records into --save_dir")
     add("--use_ema", action="store_true", help="keep an exponential moving average of the weights")
     text = "checkpoint folder to continue; auto: the newest whole one in --save_dir"
-    add("--resume_model", metavar="DIR|auto", help=text)
+    add("--resume_model", metavar="DIR|auto", type=_path, help=text)
     text = "iterations with a loss or gradients that are not finite to skip, checked in each; default 0: stop"
     add("--max_skipped_steps", type=int, default=0, metavar="N", help=text)
     _add_check_data(parser)
@@ -243,6 +248,7 @@ def _train(args: argparse.Namespace, flags: TaskFlags) -> int:
     from paddle_vheat.engine.optim import TrainOptions
     from paddle_vheat.engine.trainer import Trainer
 
+    check_folder(args.save_dir, "--save_dir")
     report, trainer = Report(), None
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(TrainOptions)}
     options = TrainOptions(**given)
@@ -273,7 +279,7 @@ def val_parser() -> argparse.ArgumentParser:
     parser = _parser("val", "Evaluate a trained model on the validation set.")
     _add_model_path(parser)
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read images; default 0")
-    parser.add_argument("--json", metavar="FILE", help="also write the scores to a JSON file")
+    parser.add_argument("--json", metavar="FILE", type=_path, help="also write the scores to a JSON file")
     cli_exported.add_options(parser, "score this exported model, in the place of --model_path")
     _add_check_data(parser)
     return parser
@@ -282,7 +288,6 @@ def val_parser() -> argparse.ArgumentParser:
 def _val(args: argparse.Namespace, flags: TaskFlags) -> int:
     cli_exported.check_options(args, ("model_path", *flags.owners))
     device = _start_paddle(args)
-    from paddle_vheat._files import check_output, write_output
     from paddle_vheat._paddle import paddle
     from paddle_vheat.engine.data_check import Report, check_data
     from paddle_vheat.engine.evaluate import evaluate, evaluate_exported
@@ -322,8 +327,9 @@ def predict_parser() -> argparse.ArgumentParser:
     parser = _parser("predict", "Predict images and write the results.", config_needed=False)
     _add_model_path(parser)
     cli_exported.add_options(parser, "predict with this exported model, without --config and --model_path")
-    parser.add_argument("--image_path", required=True, help="image, folder of images, or list file")
-    parser.add_argument("--save_dir", default="output/result", help="folder to write into; default output/result")
+    parser.add_argument("--image_path", required=True, type=_path, help="image, folder of images, or list file")
+    text = "folder to write into; default output/result"
+    parser.add_argument("--save_dir", default="output/result", type=_path, help=text)
     return parser
 
 
@@ -341,6 +347,7 @@ def _predict(args: argparse.Namespace, flags: TaskFlags) -> int:
     report, images = Report(), []
     task = _make_task(args, flags, report)
     with report.collecting():
+        check_folder(args.save_dir, "--save_dir")
         images = list_images(args.image_path, args.save_dir)
     model = _trained_model(task, args, report)
     report.close()
@@ -357,7 +364,8 @@ def export_parser() -> argparse.ArgumentParser:
     text = "Export a trained model for Paddle Inference and ONNX, and check that it gives the same results."
     parser = _parser("export", text)
     _add_model_path(parser)
-    parser.add_argument("--save_dir", default="output/inference_model", help="default output/inference_model")
+    text = "default output/inference_model"
+    parser.add_argument("--save_dir", default="output/inference_model", type=_path, help=text)
     parser.add_argument(
         "--input_shape",
         nargs=4,
@@ -375,6 +383,7 @@ def _export(args: argparse.Namespace, flags: TaskFlags) -> int:
     from paddle_vheat.export import export_model, parse_input_shape
 
     shape = parse_input_shape(args.input_shape)
+    check_folder(args.save_dir, "--save_dir")
     report = Report()
     task = _make_task(args, flags, report)
     model = _trained_model(task, args, report)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from paddle_vheat._files import check_folder
 from paddle_vheat.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_options(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--exported``, which ``text`` explains, and what goes with it."""
-    parser.add_argument("--exported", metavar="FOLDER", help=text)
+    parser.add_argument("--exported", metavar="FOLDER", type=os.path.expanduser, help=text)
     parser.add_argument("--runtime", choices=("auto", "paddle", "onnx"), help="for --exported; default auto")
     parser.add_argument("--threads", type=int, help="for --exported; default all cores")
 
@@ -49,6 +51,7 @@ def predict(args: argparse.Namespace, device: str) -> int:
     """``predict.py --exported``; imports Paddle only if Paddle is to run the model."""
     from paddle_vheat.deploy.writing import list_images, write_predictions
 
+    check_folder(args.save_dir, "--save_dir")
     images = list_images(args.image_path, args.save_dir)
     predictor = make_predictor(args, device)
     written = write_predictions(images, args.save_dir, lambda path: predictor.predictions([path])[0])

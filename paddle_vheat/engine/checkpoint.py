@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_vheat._files import replace_folder, sync, write_atomically
+from paddle_vheat._files import not_a_file, replace_folder, sync, write_atomically
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import CheckpointError
 from paddle_vheat.weights.safe_pickle import load_arrays
@@ -215,13 +215,15 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"no such checkpoint folder: {folder}")
+    if (folder / STATE_FILE).exists() and (why := not_a_file(folder / STATE_FILE)):
+        raise CheckpointError(f"{folder}: {STATE_FILE} is missing ({why})")
     try:
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         if state["crc32"] != _state_crc32(state):
             raise ValueError("its checksum is not what was written")
         files = state["files"]
         _check_state(state)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+    except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: {STATE_FILE} is missing ({error})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder}: {STATE_FILE} is damaged ({error})") from error

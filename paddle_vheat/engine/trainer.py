@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import time
 import traceback
@@ -96,7 +97,7 @@ class Trainer:
             "iteration" reached, "best" score per kind of weights, and "stopped": None, "signal" or "early".
         """
         with self.log.writing(self.save_dir):
-            self.save_dir.mkdir(parents=True, exist_ok=True)
+            os.makedirs(os.path.realpath(self.save_dir), exist_ok=True)
         with contextlib.ExitStack() as stack:
             if self.is_main:
                 with self.log.writing(self.save_dir):

@@ -16,13 +16,14 @@ from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import PADDLE_2, F, nn, paddle
 from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform
 from paddle_vheat.ops import HeatConduction2D, fold
-from paddle_vheat.ops.dct import dtype_name, known_size, size_of
+from paddle_vheat.ops.dct import check_products, dtype_name, known_size, size_of
 from paddle_vheat.ops.fold import apply_linear, become, convolve_channels_last, int_pair
 from paddle_vheat.ops.heat import FoldedHeatConduction2D, published_normal, resized_embedding
 
 Tensor = Any
 
 MIN_SIZE = 32  # pixels a side: the backbone's total stride
+MAX_BLOCKS = 1000
 MAX_PARAMETERS = 10**9  # the largest of the paper has a tenth of it
 
 
@@ -264,14 +265,17 @@ class VHeat(nn.Layer):
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        if len(depths) != 4 or min(depths) < 1:
-            raise ValueError(f"VHeat: depths must be four positive numbers, got {tuple(depths)}")
+        if len(depths) != 4 or min(depths) < 1 or sum(depths) > MAX_BLOCKS:
+            raise ValueError(
+                f"VHeat: depths must be four positive numbers of at most {MAX_BLOCKS} in all, got {tuple(depths)}"
+            )
         if embed_dim < 2 or embed_dim % 2:
             raise ValueError(f"VHeat: embed_dim must be even and positive, got {embed_dim}")
         if not 0.0 <= drop_path_rate < 1.0:
             raise ValueError(f"VHeat: drop_path_rate must be in [0, 1), got {drop_path_rate}")
         if not out_indices or list(out_indices) != sorted({i for i in out_indices if i in range(4)}):
             raise ValueError(f"VHeat: out_indices must be rising numbers from 0 to 3, got {tuple(out_indices)}")
+        check_integer("VHeat: in_channels", in_channels, 1)
         self.img_size = size_pair(img_size)
         widths = [embed_dim * 2**i for i in range(4)]
         blocks = sum(12 * width**2 * depth for width, depth in zip(widths, depths))
@@ -335,6 +339,7 @@ class VHeat(nn.Layer):
                 f"VHeat: expected images of the model's {dtype_name(ours)}, got {dtype_name(theirs)}; cast the images, "
                 f"or the model by model.to(dtype=...)"
             )
+        check_products(x, "VHeat")
         if self.folded_for is not None:
             if (height, width) != self.folded_for:
                 raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import PADDLE_2, F, nn, no_autocast, paddle
 from paddle_vheat.ops.dct import check_products, cosine_basis, dtype_name, is_empty, known_size, size_of
 from paddle_vheat.ops.fold import apply_linear, become, depthwise_then_linear, int_pair
@@ -189,6 +190,7 @@ class HeatConduction2D(nn.Layer):
             data_format = "NHWC" if size is None else "NCHW"
         if data_format not in ("NHWC", "NCHW"):
             raise ValueError(f"HeatConduction2D: data_format must be 'NHWC' or 'NCHW', got {data_format!r}")
+        check_integer("HeatConduction2D: channels", channels, 1)
         self.channels = channels
         self.data_format = data_format
         self.dwconv = nn.Conv2D(channels, channels, 3, padding=1, groups=channels)

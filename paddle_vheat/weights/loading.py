@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_vheat._files import write_atomically
+from paddle_vheat._files import no_such_file, write_atomically
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import UserError
 from paddle_vheat.models.vheat import VHeat, VHeatClassifier
@@ -71,8 +71,8 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    if why := no_such_file(path):
+        raise FileNotFoundError(why)
     try:
         return load_file(path)
     except Exception as error:  # its own exception type, and whatever NumPy makes of a damaged header

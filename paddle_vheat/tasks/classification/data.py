@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from paddle_vheat._files import not_a_file
 from paddle_vheat.config import MissingFileError, did_you_mean
-from paddle_vheat.data.image_file import absent_files, not_a_file
+from paddle_vheat.data.image_file import absent_files
 from paddle_vheat.data.list_file import read_list
 from paddle_vheat.errors import DataError
 from paddle_vheat.tasks.classification.transforms import DecodeImage, build_ops, pipeline

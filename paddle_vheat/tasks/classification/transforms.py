@@ -32,7 +32,7 @@ from paddle_vheat.tasks.classification.augment import (
     TimmAutoAugment,
     draw_interpolation,
 )
-from paddle_vheat.tasks.classification.operation import IMAGENET_MEAN, IMAGENET_STD, Operation
+from paddle_vheat.tasks.classification.operation import IMAGENET_MEAN, IMAGENET_STD, MAX_SIDE, Operation
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -89,8 +89,8 @@ class ResizeImage(Operation):
     The longer side is rounded down, as in the published evaluation.
     """
 
-    size: tuple[int, int] | None = option(list, None, items=int, length=2, min=1)
-    resize_short: int | None = option(int, None, min=1)
+    size: tuple[int, int] | None = option(list, None, items=int, length=2, min=1, max=MAX_SIDE)
+    resize_short: int | None = option(int, None, min=1, max=MAX_SIDE)
     interpolation: str = option(str, "bicubic", choices=(*INTERPOLATIONS, "random"))
     backend: str = option(str, "pil", choices=("pil",))
 
@@ -114,7 +114,7 @@ class CropImage(Operation):
         ValueError: when called with a smaller image.
     """
 
-    size: tuple[int, int] = option(list, items=int, length=2, min=1)
+    size: tuple[int, int] = option(list, items=int, length=2, min=1, max=MAX_SIDE)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         width, height = self.size
@@ -137,9 +137,9 @@ class NormalizeImage(Operation):
         order: '' or 'hwc' for images and (H, W, 3); 'chw' (PaddleClas' default) after ToCHWImage.
     """
 
-    scale: float = option(float, 1 / 255)
-    mean: tuple[float, float, float] = option(list, IMAGENET_MEAN, items=float, length=3)
-    std: tuple[float, float, float] = option(list, IMAGENET_STD, items=float, length=3, above=0)
+    scale: float = option(float, 1 / 255, min=-(10**6), max=10**6)
+    mean: tuple[float, float, float] = option(list, IMAGENET_MEAN, items=float, length=3, min=-(10**6), max=10**6)
+    std: tuple[float, float, float] = option(list, IMAGENET_STD, items=float, length=3, min=1e-6, max=10**6)
     order: str = option(str, "chw", choices=("", "hwc", "chw"))
 
     def stages(self) -> tuple[tuple[str, ...], str]:
