@@ -371,7 +371,7 @@ def export_parser() -> argparse.ArgumentParser:
         nargs=4,
         type=int,
         metavar=("N", "C", "H", "W"),
-        help="-1 for what is decided at run time; default: -1 3 -1 -1",
+        help="-1 for what is decided at run time; default: -1 C -1 -1, C being the model's, most often 3",
     )
     parser.add_argument("--format", choices=("paddle", "onnx", "both"), default="paddle", help="default paddle")
     return parser
@@ -382,10 +382,10 @@ def _export(args: argparse.Namespace, flags: TaskFlags) -> int:
     from paddle_vheat.engine.data_check import Report
     from paddle_vheat.export import export_model, parse_input_shape
 
-    shape = parse_input_shape(args.input_shape)
     check_folder(args.save_dir, "--save_dir")
     report = Report()
     task = _make_task(args, flags, report)
+    shape = parse_input_shape(args.input_shape, getattr(task, "in_channels", 3))
     model = _trained_model(task, args, report)
     report.close()
     spec = task.export_spec(model, shape, args)

@@ -1,4 +1,4 @@
-"""Turn the authors' PyTorch checkpoints into ours. PyTorch is not needed, and no code from the file is run.
+"""Turn published PyTorch checkpoints (vHeat's, SwinIR's) into ours. PyTorch is not needed, and no code of theirs is run.
 
 python tools/convert_weights.py SRC.pth DST.pdparams
 python tools/convert_weights.py SRC.pth DST.safetensors --ema
@@ -15,13 +15,46 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from paddle_vheat.cpu import configure_cpu
 
 
+def restoration_rows(content: Any, args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Convert a checkpoint of SwinIR, and what to say of it."""
+    import numpy as np
+
+    from paddle_vheat._paddle import paddle
+    from paddle_vheat.models import build_swin_ir
+    from paddle_vheat.ops import fold
+    from paddle_vheat.weights.loading import load_state, save_weights
+    from paddle_vheat.weights.swinir_keys import read_swinir
+
+    if args.img_size is not None:
+        raise ValueError(f"{args.source}: is of SwinIR, which has no frequency embeddings to resize (--img_size)")
+    options, state = read_swinir(args.source, args.ema, content)
+    model = build_swin_ir(**options)
+    report = load_state(model, state, args.source)
+    save_weights(model, args.target)
+    rows = [
+        ("recognised", "restoration, SwinIR"),
+        ("model", ", ".join(f"{name}: {value}" for name, value in {"name": "swin_ir", **options}.items())),
+        ("converted", f"{len(report.loaded)} arrays, every one of the model's"),
+        ("note", "img_range is not in the file: 255 for window 7 (JPEG), else 1, as published"),
+    ]
+    if args.check:
+        image = paddle.to_tensor(np.random.default_rng(0).random((1, options["in_channels"], 40, 56), np.float32))
+        model.eval()
+        with paddle.no_grad():
+            ours, folded = model(image).numpy(), fold(model)(image).numpy()
+        difference = np.abs(ours - folded).max() / np.abs(ours).max()
+        rows.append(("check", f"training form against the one for evaluation: {difference:.1e}"))
+    return rows
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Turn the authors' PyTorch checkpoints into ours.")
-    text = "published checkpoint (.pth) of any kind, and the file to write: .pdparams or .safetensors"
+    parser = argparse.ArgumentParser(description="Turn published PyTorch checkpoints into ours.")
+    text = "published checkpoint (.pth): vHeat's of any kind, or SwinIR's; and the file to write: .pdparams or .safetensors"
     parser.add_argument("files", nargs="*", metavar="SRC DST", help=text)
     text = "fetch a release (vheat_tiny, ...) or an address in the place of SRC; DST is then weights/NAME.pdparams"
     parser.add_argument("--download", metavar="NAME", help=text)
@@ -42,18 +75,28 @@ def main(argv: list[str] | None = None) -> int:
     from paddle_vheat.weights.convert import check, convert, read_published
     from paddle_vheat.weights.download import fetch, release
     from paddle_vheat.weights.loading import save_weights
+    from paddle_vheat.weights.swinir_keys import is_swinir
+    from paddle_vheat.weights.torch_file import read_torch_file
 
     start = time.perf_counter()
-    target = args.files[-1] if args.files else f"weights/{Path(args.download).stem}.pdparams"
+    args.target = args.files[-1] if args.files else f"weights/{Path(args.download).stem}.pdparams"
     try:
-        if Path(target).suffix not in (".pdparams", ".safetensors"):
-            raise ValueError(f"{target}: expected a name that ends in .pdparams or .safetensors")
-        source = args.files[0] if not args.download else args.download
+        if Path(args.target).suffix not in (".pdparams", ".safetensors"):
+            raise ValueError(f"{args.target}: expected a name that ends in .pdparams or .safetensors")
+        args.source = args.files[0] if not args.download else args.download
         if args.download:
-            source = fetch(source if "://" in source else release(source, "--download"), args.sha256)
-        published = read_published(source, args.ema)
+            args.source = fetch(
+                args.source if "://" in args.source else release(args.source, "--download"), args.sha256
+            )
+        content = read_torch_file(args.source)
+        if is_swinir(content):
+            rows = restoration_rows(content, args)
+            _say([("source", args.source), *rows, ("written", f"{args.target} in {time.perf_counter() - start:.1f} s")])
+            return 0
+        published = read_published(args.source, args.ema, content)
+        del content
         model, report = convert(published, args.img_size, args.resize)
-        save_weights(model, target)
+        save_weights(model, args.target)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -63,17 +106,16 @@ def main(argv: list[str] | None = None) -> int:
     for name, why in published.dropped.items():
         by_reason.setdefault(why, []).append(name)
     rows = [
-        ("source", f"{source} ({published.weights})"),
+        ("source", f"{args.source} ({published.weights})"),
         ("recognised", f"{published.kind}, {published.variant}{classes}"),
         ("form", "folded" if published.folded else "training"),
         ("made for", f"{size} pixels"),
         ("converted", f"{len(report.loaded)} arrays, every one of the model's"),
         *(("resized", text) for text in report.resized),
         *(("dropped", f"{', '.join(names)}: {why}") for why, names in by_reason.items()),
-        ("written", f"{target} in {time.perf_counter() - start:.1f} s"),
+        ("written", f"{args.target} in {time.perf_counter() - start:.1f} s"),
     ]
-    for name, text in rows:
-        print(f"{name:<11} {text}")
+    _say(rows)
     if args.check:
         if published.folded:
             print(f"{'check':<11} the checkpoint is folded: there is no training form to compare it with")
@@ -81,6 +123,11 @@ def main(argv: list[str] | None = None) -> int:
             for name, difference in check(model, published.img_size).items():
                 print(f"{'check':<11} training form against folded, {name}: {difference:.1e}")
     return 0
+
+
+def _say(rows: list[tuple[str, str]]) -> None:
+    for name, text in rows:
+        print(f"{name:<11} {text}")
 
 
 if __name__ == "__main__":

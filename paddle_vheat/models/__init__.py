@@ -3,7 +3,7 @@
 from paddle_vheat.models.contrast import PixelContrastSegmentor, ProjectionHead, UPerNetContrast
 from paddle_vheat.models.mask_rcnn import MaskRCNN, build_mask_rcnn
 from paddle_vheat.models.registry import create_model, list_models, register_model
-from paddle_vheat.models.restoration import RestorationNet, build_swin_ir, build_vheat_ir, restore_tiled
+from paddle_vheat.models.restoration import RestorationNet, build_swin_ir, build_vheat_ir
 from paddle_vheat.models.upernet import UPerNet
 from paddle_vheat.models.vheat import VARIANTS, VHeat, VHeatClassifier
 
@@ -23,5 +23,4 @@ __all__ = [
     "create_model",
     "list_models",
     "register_model",
-    "restore_tiled",
 ]

@@ -322,7 +322,14 @@ def build_vheat_ir(
 ) -> RestorationNet:
     """vHeatIR; the defaults are SwinIR's published ones. See :class:`RestorationNet` for the arguments."""
     return RestorationNet(
-        lambda i: HeatConduction2D(width), in_channels, width, depths, mlp_ratio, drop_path_rate, img_range, freq_size
+        lambda i: HeatConduction2D(width, float32_transform=True),
+        in_channels,
+        width,
+        depths,
+        mlp_ratio,
+        drop_path_rate,
+        img_range,
+        freq_size,
     )
 
 
@@ -363,36 +370,3 @@ MODELS: dict[str, Callable[..., RestorationNet]] = {
 }
 for _name, _builder in MODELS.items():
     register_model(_name, _builder)
-
-
-def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along an axis; the last one ends where the axis ends."""
-    return [*range(0, size - tile, tile - overlap), max(size - tile, 0)]
-
-
-def restore_tiled(model: Any, image: Tensor, tile: int, overlap: int) -> Tensor:
-    """Restore a large image tile by tile; where tiles overlap, their results are averaged.
-
-    Whole images are restored better (more of the image conducts), in memory that grows with their area: folded, on a
-    CPU, ``vheat_ir_light`` took 87 MB at 128 x 128, 0.32 GB at 256 x 256 and 1.3 GB at 512 x 512, besides weights.
-
-    Args:
-        model: in evaluation mode.
-        image: (B, C, H, W).
-        tile: pixels a side of a tile; for windows best a multiple of them.
-        overlap: pixels that neighbouring tiles share, at least; below ``tile``.
-
-    Returns:
-        Tensor of the shape of ``image``, without gradient.
-    """
-    if not 0 <= overlap < tile:
-        raise ValueError(f"restore_tiled: overlap must be in [0, tile), got {overlap} for tiles of {tile}")
-    height, width = image.shape[2:]
-    total, count = np.zeros(image.shape, np.float32), np.zeros((height, width), np.float32)
-    with paddle.no_grad():
-        for top in _starts(height, tile, overlap):
-            for left in _starts(width, tile, overlap):
-                rows, columns = slice(top, top + tile), slice(left, left + tile)
-                total[:, :, rows, columns] += model(image[:, :, rows, columns]).astype("float32").numpy()
-                count[rows, columns] += 1
-    return paddle.to_tensor(total / count)

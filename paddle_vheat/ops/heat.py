@@ -7,6 +7,7 @@ exp(-k t (w_n^2 + w_m^2)) with w_n = pi n / H and w_m = pi m / W, transform back
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -176,6 +177,7 @@ class HeatConduction2D(nn.Layer):
         norm_epsilon: epsilon of the LayerNorm on the conducted heat.
         data_format: "NHWC" (as the backbone works) or "NCHW", of input and output alike; None for "NCHW" with a
             ``size`` and "NHWC" without.
+        float32_transform: transform in float32 under mixed precision too, for what lives on small differences.
     """
 
     def __init__(
@@ -184,6 +186,7 @@ class HeatConduction2D(nn.Layer):
         size: int | Sequence[int] | None = None,
         norm_epsilon: float = 1e-5,
         data_format: str | None = None,
+        float32_transform: bool = False,
     ) -> None:
         super().__init__()
         if data_format is None:
@@ -193,6 +196,7 @@ class HeatConduction2D(nn.Layer):
         check_integer("HeatConduction2D: channels", channels, 1)
         self.channels = channels
         self.data_format = data_format
+        self.float32_transform = float32_transform
         self.dwconv = nn.Conv2D(channels, channels, 3, padding=1, groups=channels)
         self.linear = nn.Linear(channels, 2 * channels)
         self.to_k = nn.Linear(channels, channels)
@@ -254,9 +258,15 @@ class HeatConduction2D(nn.Layer):
         """The operator for a given decay (H, W, C)."""
         both = self._project(x if self.data_format == "NCHW" else x.transpose([0, 3, 1, 2]))
         heat, gate = both[..., : self.channels], both[..., self.channels :]
-        heat = self.out_norm(conduct_heat(heat, decay))
+        heat = self.out_norm(self._conduct_heat(heat, decay))
         out = self._mix(heat * F.silu(gate))
         return out if self.data_format == "NHWC" else out.transpose([0, 3, 1, 2])
+
+    def _conduct_heat(self, heat: Tensor, decay: Tensor) -> Tensor:
+        if not self.float32_transform:
+            return conduct_heat(heat, decay)
+        with no_autocast():
+            return conduct_heat(_wide(heat), decay).astype(heat.dtype)
 
     def _project(self, x: Tensor) -> Tensor:
         return self.linear(self.dwconv(x).transpose([0, 2, 3, 1]))
@@ -318,8 +328,9 @@ class FoldedHeatConduction2D(nn.Layer):
         frequency_embedding: (H, W, C) at that size.
     """
 
-    conduct, _project, _mix = (
+    conduct, _conduct_heat, _project, _mix = (
         HeatConduction2D.conduct,
+        HeatConduction2D._conduct_heat,
         FastHeatConduction2D._project,
         FastHeatConduction2D._mix,
     )
@@ -329,6 +340,7 @@ class FoldedHeatConduction2D(nn.Layer):
         for name in ("dwconv", "linear", "out_norm", "out_linear"):
             setattr(self, name, getattr(hco, name))
         self.channels, self.data_format, self.training = hco.channels, hco.data_format, hco.training
+        self.float32_transform = hco.float32_transform
         with paddle.no_grad():
             decay = hco.decay(frequency_embedding)
         # A parameter, so that it is counted, saved and moved with the others, but never trained.
@@ -340,3 +352,25 @@ class FoldedHeatConduction2D(nn.Layer):
 
     def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
         return self.conduct(x, self.decay)
+
+
+def without_conduction(model: Any) -> Any:
+    """A copy of a network in which k is 0 everywhere, so that no heat is conducted: what is left is the convolution,
+    the gate and the linear layers of each operator. For finding out what conduction contributes.
+
+    Raises:
+        ValueError: if the network holds no operator.
+    """
+    copied = copy.deepcopy(model)
+    found = False
+    for layer in copied.sublayers(include_self=True):
+        if isinstance(layer, HeatConduction2D):
+            for parameter in (layer.to_k.weight, layer.to_k.bias):
+                parameter.set_value(paddle.zeros_like(parameter))
+            layer.__dict__.pop("_kept", None)  # decays of before
+        elif isinstance(layer, FoldedHeatConduction2D):
+            layer.decay.set_value(paddle.ones_like(layer.decay))
+        found |= isinstance(layer, (HeatConduction2D, FoldedHeatConduction2D))
+    if not found:
+        raise ValueError(f"without_conduction: {type(model).__name__} holds no heat conduction operator")
+    return copied

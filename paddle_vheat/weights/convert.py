@@ -122,18 +122,19 @@ def _variant_name(backbone: Mapping[str, Any]) -> str:
     return "custom"
 
 
-def read_published(path: str | Path, ema: bool = False) -> Published:
+def read_published(path: str | Path, ema: bool = False, content: Any = None) -> Published:
     """Read and recognise a published checkpoint.
 
     Args:
         path: zip-format ``.pth``.
         ema: take the averaged weights of a training checkpoint.
+        content: what :func:`read_torch_file` gave for the path; None to read it.
 
     Raises:
         FileNotFoundError, UnsafeFileError, ConversionError: naming the file and what is wrong.
     """
     path = Path(path)
-    weights, state, dropped = _pick_state(read_torch_file(path), ema, path)
+    weights, state, dropped = _pick_state(read_torch_file(path) if content is None else content, ema, path)
     state = _strip(state)
     prefix = "backbone." if any(name.startswith("backbone.") for name in state) else ""
     backbone, folded = _describe_backbone(state, prefix, path)

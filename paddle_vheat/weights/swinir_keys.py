@@ -66,15 +66,32 @@ def convert_state(state: Mapping[str, np.ndarray], source: str = "the checkpoint
     return converted
 
 
-def _pick_state(content: Any, path: str | Path) -> Mapping[str, np.ndarray]:
-    if isinstance(content, Mapping):
-        for state in (content.get("params"), content.get("params_ema"), content):
-            if isinstance(state, Mapping) and state and all(isinstance(v, np.ndarray) for v in state.values()):
-                return state
-        held = f"; it holds {', '.join(map(str, content))}"
-    else:
-        held = f"; it holds a {type(content).__name__}"
+def _states(content: Any) -> dict[str, Mapping[str, np.ndarray]]:
+    """The sets of weights in a checkpoint, by the key that they are under; "" for a bare one."""
+    if not isinstance(content, Mapping):
+        return {}
+    found = {"params": content.get("params"), "params_ema": content.get("params_ema"), "": content}
+    return {
+        key: state
+        for key, state in found.items()
+        if isinstance(state, Mapping) and state and all(isinstance(v, np.ndarray) for v in state.values())
+    }
+
+
+def _pick_state(content: Any, path: str | Path, ema: bool = False) -> Mapping[str, np.ndarray]:
+    states = _states(content)
+    if ema and "params_ema" not in states:
+        raise UserError(f"{path}: no averaged weights (--ema) under 'params_ema'")
+    if states:
+        return states["params_ema"] if ema else next(iter(states.values()))
+    mapping = isinstance(content, Mapping)
+    held = f"; it holds {', '.join(map(str, content)) if mapping else f'a {type(content).__name__}'}"
     raise UserError(f"{path}: no weights under 'params' or 'params_ema', and no bare state dict{held}")
+
+
+def is_swinir(content: Any) -> bool:
+    """Whether what :func:`read_torch_file` gave is a checkpoint of SwinIR's body."""
+    return any(our_name(name) == "first_norm.weight" for state in _states(content).values() for name in state)
 
 
 def _options(state: Mapping[str, np.ndarray], path: str | Path) -> dict[str, Any]:
@@ -102,8 +119,14 @@ def _options(state: Mapping[str, np.ndarray], path: str | Path) -> dict[str, Any
     }
 
 
-def read_swinir(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_swinir(
+    path: str | Path, ema: bool = False, content: Any = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Read an official ``.pth``.
+
+    Args:
+        ema: take the weights under ``params_ema``, which else are taken only where there are no others.
+        content: what :func:`read_torch_file` gave for the path; None to read it.
 
     Returns:
         Arguments for :func:`paddle_vheat.models.restoration.build_swin_ir`, and the weights under our names.
@@ -112,7 +135,8 @@ def read_swinir(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]
     Raises:
         FileNotFoundError, UnsafeFileError, UserError: naming the file and what is wrong with it.
     """
-    state = convert_state(_pick_state(read_torch_file(path), path), str(path))
+    content = read_torch_file(path) if content is None else content
+    state = convert_state(_pick_state(content, path, ema), str(path))
     return _options(state, path), state
 
 

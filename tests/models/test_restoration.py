@@ -7,7 +7,7 @@ import pytest
 
 from paddle_vheat._paddle import paddle
 from paddle_vheat.models import restoration
-from paddle_vheat.models.restoration import build_swin_ir, build_vheat_ir, restore_tiled
+from paddle_vheat.models.restoration import build_swin_ir, build_vheat_ir
 from paddle_vheat.ops import HeatConduction2D, fold
 from paddle_vheat.weights.loading import load_state
 from paddle_vheat.weights.swinir_keys import convert_state, load_swinir
@@ -170,39 +170,6 @@ def test_start_of_training():
         assert 0.95 < largest <= 1
 
 
-@pytest.mark.parametrize(("tile", "overlap", "count"), [(16, 0, 6), (16, 6, 12), (40, 8, 2), (64, 8, 1), (9, 6, 117)])
-def test_tiles_put_together(tile, overlap, count):
-    """A pointwise model gives the same as on the whole image, and each overlap is averaged."""
-    image = paddle.rand([2, 1, 32, 45])
-    sizes = []
-
-    def double(part):
-        sizes.append(part.shape[2:])
-        return 2 * part
-
-    restored = restore_tiled(double, image, tile, overlap)
-    assert relative_error(restored.numpy(), 2 * image.numpy()) < 2e-6  # float32 sums of up to 9 tiles
-    assert len(sizes) == count
-    assert sizes == [[min(tile, 32), min(tile, 45)]] * count
-
-    serial = iter(range(count))
-    numbered = restore_tiled(lambda part: paddle.full(part.shape, float(next(serial))), image, tile, overlap).numpy()
-    assert numbered[0, 0, 0, 0] == 0
-    assert numbered[0, 0, -1, -1] == count - 1
-
-
-def test_tiles_of_a_model_are_close_to_the_whole_image():
-    model = micro("vheat")
-    model.eval()
-    image = paddle.rand([1, 1, 40, 40])
-    with paddle.no_grad():
-        whole = model(image).numpy()
-    assert np.array_equal(restore_tiled(model, image, 40, 8).numpy(), whole)
-    tiled = restore_tiled(model, image, 24, 8).numpy()
-    # At the start k is near 0, so that only pixels within the convolutions' reach of a seam differ.
-    assert 0 < np.abs(tiled - whole).mean() < 0.2 * np.abs(whole - image.numpy()).mean()
-
-
 @pytest.mark.parametrize("mixer", ["swin", "vheat"])
 def test_static_graph(mixer):
     """Of any size with heat conduction, of a fixed one with windows."""
@@ -230,7 +197,6 @@ def test_static_graph(mixer):
         (lambda: build_swin_ir(window=0), "window must be at least 1, got 0"),
         (lambda: micro("vheat")(paddle.zeros([1, 3, 8, 8])), r"expected \(B, 1, H, W\), got shape \[1, 3, 8, 8\]"),
         (lambda: micro("swin")(paddle.zeros([8, 8])), r"expected \(B, 1, H, W\)"),
-        (lambda: restore_tiled(None, paddle.zeros([1, 1, 8, 8]), 8, 8), "overlap must be in .* got 8 for tiles of 8"),
     ],
 )
 def test_errors_say_what_was_expected(call, message):

@@ -9,7 +9,7 @@ import pytest
 import scipy.fft
 
 from paddle_vheat import ops
-from paddle_vheat._paddle import paddle
+from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.weights.loading import load_state
 from tests.conftest import golden, relative_error, sample
 
@@ -227,6 +227,45 @@ def test_decay_is_float32_under_autocast():
     assert decay.dtype == paddle.float32
     # bfloat16 anywhere on the way would be off by 4e-3.
     assert relative_error(decay.numpy(), expected.numpy()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_transform_in_float32_of_maps_in_half_precision(dtype, folded):
+    """A CPU has no products in half precision: without the option, it refuses."""
+    layer = ops.HeatConduction2D(3, float32_transform=True)
+    embedding = paddle.randn([6, 5, 3])
+    decay, heat = layer.decay(embedding), paddle.randn([2, 6, 5, 3]).astype(dtype)
+    layer = heat_module.FoldedHeatConduction2D(layer, embedding) if folded else layer
+    found = layer._conduct_heat(heat, decay)
+    expected = ops.conduct_heat(heat.astype("float32"), decay).astype(dtype)
+    assert found.dtype == heat.dtype
+    assert np.array_equal(found.astype("float32").numpy(), expected.astype("float32").numpy())
+    layer.float32_transform = False
+    with pytest.raises(ValueError, match=f"got {dtype}, of which it has no products"):
+        layer._conduct_heat(heat, decay)
+
+
+def test_without_conduction():
+    """k is 0 in a copy, folded or not, also after decays have been kept; the network itself is as it was."""
+    layer = ops.HeatConduction2D(3, (6, 5))
+    layer.to_k.bias.set_value(paddle.full([3], 2.0))
+    layer.out_linear.weight.set_value(paddle.randn([3, 3]))
+    network = nn.Sequential(layer)
+    network.eval()
+    x = paddle.randn([1, 3, 6, 5])
+    with paddle.no_grad():
+        conducted = network(x).numpy()
+        expected = layer.conduct(x, paddle.ones([6, 5, 3])).numpy()
+        kept = ops.fold(network)
+        kept(x)
+        for copied in (network, kept, ops.fold(network, (6, 5))):
+            found = heat_module.without_conduction(copied)(x).numpy()
+            assert relative_error(found, expected) < 1e-5
+            assert relative_error(copied(x).numpy(), conducted) < 1e-5
+    assert relative_error(conducted, expected) > 0.05
+    with pytest.raises(ValueError, match="Linear holds no heat conduction operator"):
+        heat_module.without_conduction(nn.Linear(2, 2))
 
 
 def test_heat_and_decay_of_different_precision():

@@ -7,11 +7,14 @@ import pytest
 
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import UserError
+from paddle_vheat.models import create_model
 from paddle_vheat.models.restoration import build_swin_ir, build_vheat_ir
+from paddle_vheat.weights.loading import load_weights, read_weights
 from paddle_vheat.weights.swinir_keys import convert_state, load_swinir, our_name, read_swinir
 from paddle_vheat.weights.torch_file import read_torch_file
 from tests.conftest import golden, relative_error
 from tests.weights.published import write_torch_file
+from tools.convert_weights import main
 
 GRAY = {"in_channels": 1, "width": 12, "depths": [2, 2], "heads": 3, "window": 4, "mlp_ratio": 2.0, "img_range": 1.0}
 COLOR = {**GRAY, "in_channels": 3, "depths": [2], "window": 3}
@@ -68,6 +71,43 @@ def test_the_weights_are_found_under_every_key(tmp_path, published, wrap):
     data = golden("swinir_micro")
     # float32 through four blocks
     assert relative_error(model(paddle.to_tensor(data["gray.1.x"])).numpy(), data["gray.1.y"]) < 4e-6
+
+
+@pytest.mark.parametrize("suffix", [".pdparams", ".safetensors"])
+@pytest.mark.parametrize("wrap", ["params", "params_ema", "bare"])
+def test_the_command_line(tmp_path, published, capsys, suffix, wrap):
+    """The file that it writes gives the reference's outputs in a model of the options that it names."""
+    path, target = tmp_path / "model.pth", tmp_path / f"model{suffix}"
+    write_torch_file(path, published if wrap == "bare" else {wrap: published})
+    assert main([str(path), str(target), "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "restoration, SwinIR" in said
+    assert "in_channels: 1, width: 12, depths: [2, 2], heads: 3, window: 4, mlp_ratio: 2.0, img_range: 1.0" in said
+    assert float(said[said.index("evaluation: ") + 12 :].split()[0]) < 4e-6
+    model = create_model("swin_ir", **GRAY)
+    report = load_weights(model, target)
+    assert len(report.loaded) == len(model.state_dict())
+    model.eval()
+    data = golden("swinir_micro")
+    for i in range(3):
+        x, expected = (data[f"gray.{i}.{name}"] for name in "xy")
+        assert relative_error(model(paddle.to_tensor(x)).numpy(), expected) < 4e-6
+
+
+def test_the_average_is_taken_where_it_is_asked_for(tmp_path, published, capsys):
+    path, target = tmp_path / "model.pth", tmp_path / "model.pdparams"
+    doubled = {name: 2 * value for name, value in published.items()}
+    write_torch_file(path, {"params": published, "params_ema": doubled})
+    for options, factor in (([], 1), (["--ema"], 2)):
+        assert main([str(path), str(target), *options]) == 0
+        found = read_weights(target)["conv_last.weight"]
+        assert np.array_equal(found, factor * published["conv_last.weight"])
+    write_torch_file(path, published)
+    assert main([str(path), str(target), "--ema"]) == 2
+    assert main([str(path), str(target), "--img_size", "64"]) == 2
+    said = capsys.readouterr().err
+    assert "no averaged weights (--ema) under 'params_ema'" in said
+    assert "has no frequency embeddings to resize" in said
 
 
 def test_a_range_for_the_jpeg_models(tmp_path):
