@@ -141,6 +141,8 @@ class CocoDataset:
         if not self.image_dir.is_dir():
             raise MissingFileError(f"no such folder of images: {self.image_dir}")
         self.categories = sorted((c["id"], str(c["name"])) for c in self.content["categories"])
+        if repeated := _repeated(self.content["categories"]):
+            raise DataError(f"{self.path}: category id {min(repeated)} is there more than once")
         if num_classes is not None and len(self.categories) != num_classes:
             raise DataError(
                 f"{self.path}: has {len(self.categories)} categories, and 'model.num_classes' is {num_classes}"
@@ -154,10 +156,7 @@ class CocoDataset:
         if with_objects and not self.images:
             raise DataError(f"{self.path}: no image has an object to train on")
         self.groups = np.asarray([image["width"] < image["height"] for image in self.images], np.int64)
-        self._repeated = {
-            part: {i for i, n in Counter(entry["id"] for entry in self.content[part]).items() if n > 1}
-            for part in ("images", "annotations", "categories")
-        }
+        self._repeated = {part: _repeated(self.content[part]) for part in ("images", "annotations")}
         status = self.path.stat()
         self.rules = f"COCO {os.path.abspath(self.path)} {status.st_size} {status.st_mtime_ns} {with_objects}"
 
@@ -202,13 +201,11 @@ class CocoDataset:
     def check_all(self, values: list[Any]) -> list[str]:
         """Problems that only the whole file shows."""
         known = {image["id"] for image in self.content["images"]}
-        problems = [
+        return [
             f"{self.path}: annotation {one['id']}: there is no image with the id {one['image_id']}"
             for one in self.content["annotations"]
             if one["image_id"] not in known
         ]
-        repeated = sorted(self._repeated["categories"])
-        return problems + [f"{self.path}: category id {number} is there more than once" for number in repeated]
 
     def _where(self, one: Mapping[str, Any], image: Mapping[str, Any], wrong: str) -> str:
         return f"{self.path}: annotation {one['id']} (image {image['file_name']}): {wrong}"
@@ -285,3 +282,8 @@ def _has_area(box: Any) -> bool:
         and len(box) == 4
         and all(isinstance(side, (int, float)) and side >= MIN_OBJECT for side in box[2:])
     )
+
+
+def _repeated(entries: list[dict[str, Any]]) -> set[int]:
+    """The ids that several entries have."""
+    return {number for number, count in Counter(entry["id"] for entry in entries).items() if count > 1}
