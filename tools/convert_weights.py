@@ -1,4 +1,4 @@
-"""Turn published PyTorch checkpoints (vHeat's, SwinIR's) into ours. PyTorch is not needed, and no code of theirs is run.
+"""Turn published PyTorch checkpoints (vHeat's, SwinIR's) into ours, without PyTorch and without running their code.
 
 python tools/convert_weights.py SRC.pth DST.pdparams
 python tools/convert_weights.py SRC.pth DST.safetensors --ema
@@ -54,7 +54,7 @@ def restoration_rows(content: Any, args: argparse.Namespace) -> list[tuple[str, 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Turn published PyTorch checkpoints into ours.")
-    text = "published checkpoint (.pth): vHeat's of any kind, or SwinIR's; and the file to write: .pdparams or .safetensors"
+    text = "published checkpoint (.pth), of vHeat or SwinIR; and the file to write: .pdparams or .safetensors"
     parser.add_argument("files", nargs="*", metavar="SRC DST", help=text)
     text = "fetch a release (vheat_tiny, ...) or an address in the place of SRC; DST is then weights/NAME.pdparams"
     parser.add_argument("--download", metavar="NAME", help=text)

@@ -85,7 +85,10 @@ class Evaluator(Protocol):
 
 
 class Dataset(Protocol):
-    """Samples by index. The three methods beside the items are optional: see ``engine/data_check.py``."""
+    """Samples by index. The three methods beside the items are optional: see ``engine/data_check.py``.
+
+    So is an attribute ``groups``, an integer of each sample: a training batch is then of one group.
+    """
 
     def __len__(self) -> int: ...
 

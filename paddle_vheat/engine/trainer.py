@@ -143,7 +143,8 @@ class Trainer:
         dataset = SeededDataset(self.task.dataset("train"), seed)
         steps = recipe.iters * micro, seed, self.iteration * micro
         place = self.rank, self.world_size, recipe.shuffle, recipe.drop_last
-        sampler = IterationSampler(len(dataset), recipe.batch_size, *steps, *place)
+        groups = getattr(dataset.dataset, "groups", None)
+        sampler = IterationSampler(len(dataset), recipe.batch_size, *steps, *place, groups)
         return load_batches(dataset, sampler, recipe.num_workers, self.task.collate)
 
     def _step(self, batches: Iterator[Batch]) -> None:

@@ -313,3 +313,32 @@ def load_segmentor(model: Any, path: str | Path) -> LoadReport:
         state = {name: value for name, value in state.items() if not name.startswith(classifiers)}
         return load_state(model, state, str(path), (*classifiers, *new_head))
     return load_state(model, state, str(path), new_head)
+
+
+_CLASSES_OF_DETECTOR = ("roi_head.box_head.scores.", "roi_head.box_head.deltas.", "roi_head.mask_head.classifier.")
+
+
+def load_detector(model: Any, path: str | Path) -> LoadReport:
+    """Fill a detector strictly, but for what fine-tuning initialises.
+
+    From a detector of another number of classes, the last layers of the two heads are newly initialised; from a
+    checkpoint of a backbone, a classifier or a segmentor, everything but the backbone, and its output norms if the file
+    has none.
+
+    Args:
+        model: :class:`paddle_vheat.models.mask_rcnn.MaskRCNN`.
+
+    Raises:
+        ValueError: for other missing or unexpected keys, and those of another shape or dtype.
+    """
+    state = read_weights(path)
+    if any(name.startswith("roi_head.") for name in state):
+        theirs = state.get("roi_head.mask_head.classifier.bias")
+        if theirs is None or theirs.shape == (model.num_classes,):
+            return load_state(model, state, str(path))
+        state = {name: value for name, value in state.items() if not name.startswith(_CLASSES_OF_DETECTOR)}
+        return load_state(model, state, str(path), _CLASSES_OF_DETECTOR)
+    if not any(name.startswith("backbone.") for name in state):
+        state = {f"backbone.{name}": value for name, value in state.items()}
+    state = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    return load_state(model, state, str(path), ("neck.", "rpn_head.", "roi_head.", "backbone.outnorm"))
