@@ -210,8 +210,8 @@ class Stage(nn.Layer):
         """Make every operator one for maps of ``size``, in place."""
         with paddle.no_grad():
             embedding = resized_embedding(self.frequency_embedding, *size)
-        for block in self.blocks:
-            block.hco = FoldedHeatConduction2D(block.hco, embedding)
+            for block in self.blocks:
+                block.hco = FoldedHeatConduction2D(block.hco, block.hco.decay(embedding))
         self.frequency_embedding = None
 
     def fast_form(self) -> nn.Layer:
