@@ -19,6 +19,17 @@ from pathlib import Path
 from paddle_vheat.cpu import configure_cpu
 
 
+def source_and_target(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[str, str]:
+    """The two files; the source of a download is known later."""
+    if len(args.files) not in ((0, 1) if args.download else (2,)):
+        parser.error("give SRC.pth and DST, or --download NAME and, if you like, DST")
+    if args.sha256 and not args.download:
+        parser.error("--sha256 is for --download, which is not given")
+    if args.download:
+        return "", args.files[0] if args.files else f"weights/{Path(args.download).stem}.pdparams"
+    return args.files[0], args.files[1]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Turn the authors' PyTorch checkpoints into ours.")
     text = "published checkpoint (.pth) of any kind, and the file to write: .pdparams or .safetensors"
@@ -33,10 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         "--check", action="store_true", help="compare the training form with the folded one on an image"
     )
     args = parser.parse_args(argv)
-    if len(args.files) not in ((0, 1) if args.download else (2,)):
-        parser.error("give SRC.pth and DST, or --download NAME and, if you like, DST")
-    if args.sha256 and not args.download:
-        parser.error("--sha256 is for --download, which is not given")
+    args.source, args.target = source_and_target(parser, args)
     if "paddle" not in sys.modules:
         configure_cpu()
     from paddle_vheat.weights.convert import check, convert, read_published
@@ -44,16 +52,15 @@ def main(argv: list[str] | None = None) -> int:
     from paddle_vheat.weights.loading import save_weights
 
     start = time.perf_counter()
-    target = args.files[-1] if args.files else f"weights/{Path(args.download).stem}.pdparams"
     try:
-        if Path(target).suffix not in (".pdparams", ".safetensors"):
-            raise ValueError(f"{target}: expected a name that ends in .pdparams or .safetensors")
-        source = args.files[0] if not args.download else args.download
+        if Path(args.target).suffix not in (".pdparams", ".safetensors"):
+            raise ValueError(f"{args.target}: expected a name that ends in .pdparams or .safetensors")
         if args.download:
-            source = fetch(source if "://" in source else release(source, "--download"), args.sha256)
-        published = read_published(source, args.ema)
+            address = args.download if "://" in args.download else release(args.download, "--download")
+            args.source = str(fetch(address, args.sha256))
+        published = read_published(args.source, args.ema)
         model, report = convert(published, args.img_size, args.resize)
-        save_weights(model, target)
+        save_weights(model, args.target)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -63,14 +70,14 @@ def main(argv: list[str] | None = None) -> int:
     for name, why in published.dropped.items():
         by_reason.setdefault(why, []).append(name)
     rows = [
-        ("source", f"{source} ({published.weights})"),
+        ("source", f"{args.source} ({published.weights})"),
         ("recognised", f"{published.kind}, {published.variant}{classes}"),
         ("form", "folded" if published.folded else "training"),
         ("made for", f"{size} pixels"),
         ("converted", f"{len(report.loaded)} arrays, every one of the model's"),
         *(("resized", text) for text in report.resized),
         *(("dropped", f"{', '.join(names)}: {why}") for why, names in by_reason.items()),
-        ("written", f"{target} in {time.perf_counter() - start:.1f} s"),
+        ("written", f"{args.target} in {time.perf_counter() - start:.1f} s"),
     ]
     for name, text in rows:
         print(f"{name:<11} {text}")
