@@ -45,9 +45,12 @@ test-install:
 	rm -rf build/lib $(INSTALL)
 	$(PYTHON) -m venv $(INSTALL)/seg
 	$(PYTHON) -m venv $(INSTALL)/deploy
+	$(PYTHON) -m venv $(INSTALL)/cpu
 	$(INSTALL)/seg/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(INSTALL) .
 	$(INSTALL)/deploy/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(INSTALL)/*.whl)[deploy]"
 	$(INSTALL)/deploy/bin/python -I tests/check_installed.py deploy
+	$(INSTALL)/cpu/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(INSTALL)/*.whl)[cpu]"
+	$(INSTALL)/cpu/bin/python -I tests/check_installed.py cpu
 	$(INSTALL)/seg/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(INSTALL)/*.whl)[cpu,seg]"
 	$(INSTALL)/seg/bin/python -I tests/check_installed.py seg
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
 
 from paddle_vheat import doctor
-from tests.conftest import ONEDNN_HERE
 
 
 def test_here_everything_works(capfd, monkeypatch, tmp_path):
@@ -19,7 +19,7 @@ def test_here_everything_works(capfd, monkeypatch, tmp_path):
     assert "numpy" in report["packages"]
     for name in ("operator", "training", "export"):
         assert report[name].endswith("s)")
-    assert f"oneDNN in use: {ONEDNN_HERE}" in report["export"]
+    assert re.search("Paddle Inference.* right; oneDNN in use: (full|reduced) ", report["export"])
     assert not (tmp_path / "home").exists()  # asking leaves nothing
 
 

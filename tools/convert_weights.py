@@ -20,6 +20,17 @@ from typing import Any
 from paddle_vheat.cpu import configure_cpu
 
 
+def source_and_target(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[str, str]:
+    """The two files; the source of a download is known later."""
+    if len(args.files) not in ((0, 1) if args.download else (2,)):
+        parser.error("give SRC.pth and DST, or --download NAME and, if you like, DST")
+    if args.sha256 and not args.download:
+        parser.error("--sha256 is for --download, which is not given")
+    if args.download:
+        return "", args.files[0] if args.files else f"weights/{Path(args.download).stem}.pdparams"
+    return args.files[0], args.files[1]
+
+
 def restoration_rows(content: Any, args: argparse.Namespace) -> list[tuple[str, str]]:
     """Convert a checkpoint of SwinIR, and what to say of it."""
     import numpy as np
@@ -66,10 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         "--check", action="store_true", help="compare the training form with the folded one on an image"
     )
     args = parser.parse_args(argv)
-    if len(args.files) not in ((0, 1) if args.download else (2,)):
-        parser.error("give SRC.pth and DST, or --download NAME and, if you like, DST")
-    if args.sha256 and not args.download:
-        parser.error("--sha256 is for --download, which is not given")
+    args.source, args.target = source_and_target(parser, args)
     if "paddle" not in sys.modules:
         configure_cpu()
     from paddle_vheat.weights.convert import check, convert, read_published
@@ -79,15 +87,12 @@ def main(argv: list[str] | None = None) -> int:
     from paddle_vheat.weights.torch_file import read_torch_file
 
     start = time.perf_counter()
-    args.target = args.files[-1] if args.files else f"weights/{Path(args.download).stem}.pdparams"
     try:
         if Path(args.target).suffix not in (".pdparams", ".safetensors"):
             raise ValueError(f"{args.target}: expected a name that ends in .pdparams or .safetensors")
-        args.source = args.files[0] if not args.download else args.download
         if args.download:
-            args.source = fetch(
-                args.source if "://" in args.source else release(args.source, "--download"), args.sha256
-            )
+            address = args.download if "://" in args.download else release(args.download, "--download")
+            args.source = str(fetch(address, args.sha256))
         content = read_torch_file(args.source)
         if is_swinir(content):
             rows = restoration_rows(content, args)

@@ -78,9 +78,9 @@ def local_file(pretrained: bool | str | Path, model: str = "") -> Path:
         return fetch(text)
     if pretrained is True:
         name = model
-    elif pretrained == IMAGENET and not Path(text).exists():
+    elif pretrained == IMAGENET and not Path(text).is_file():  # a folder of this name is data
         name = (re.findall(r"vheat_(?:tiny|small|base)$", model.lower()) or [model])[0]
-    elif text in ADDRESSES and not Path(text).exists():
+    elif text in ADDRESSES and not Path(text).is_file():
         name = text
     else:
         return Path(text).expanduser()
@@ -158,14 +158,27 @@ def _check(file: Path, path: Path, pinned: str | None, advice: str) -> None:
     for expected, origin in ((pinned, "--sha256"), (recorded[0] if recorded else None, str(record))):
         if expected is not None and expected.lower() != found:
             raise DownloadError(f"{path}: its SHA-256 is {found}, expected {expected} ({origin}); {advice}")
-    if not recorded:
-        text = f"{found}  {path.name}\n"
+    if recorded:
+        return
+    text = f"{found}  {path.name}\n"
+    try:
         write_atomically(record, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    except OSError:
+        if file != path:
+            raise
+        # A folder that somebody else has filled and that may only be read.
 
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    with path.with_name(f".{path.name}.lock").open("a") as file:
+    try:
+        file = path.with_name(f".{path.name}.lock").open("a")
+    except OSError:
+        if not path.is_file():
+            raise
+        yield  # a folder that may only be read: there is nothing to lock
+        return
+    with file:
         if fcntl is not None:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.lockf(file, fcntl.LOCK_EX)

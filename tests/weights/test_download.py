@@ -20,7 +20,7 @@ from paddle_vheat.models.vheat import Variant
 from paddle_vheat.tasks.classification.task import ClassificationTask
 from paddle_vheat.weights import download
 from paddle_vheat.weights.download import ADDRESSES, DownloadError, cached_path, fetch, local_file
-from paddle_vheat.weights.loading import read_weights, save_weights
+from paddle_vheat.weights.loading import read_weights
 from tests.models.mask_rcnn.micro import micro_detector
 from tests.weights.published import published_shapes, random_state, write_torch_file
 from tools.convert_weights import main
@@ -197,6 +197,24 @@ def test_offline(server, capsys):
     assert DIGEST in path.with_name(f"{path.name}.sha256").read_text()
 
 
+def test_a_folder_that_may_only_be_read(server, monkeypatch):
+    """Such as one for all users of a cluster, filled by hand."""
+    address = f"{server.address}/plain/a.pth"
+    path = cached_path(address)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    path.with_name(f".{path.name}.lock").mkdir()  # cannot be opened as a file
+    monkeypatch.setattr(download, "write_atomically", refuse)
+    assert fetch(address) == path
+    assert left(path.parent) == [path.name]
+    with pytest.raises(PermissionError):
+        fetch(f"{server.address}/plain/b.pth")
+
+
 def test_another_file_than_expected(server):
     address = f"{server.address}/plain/a.pth"
     wrong = 64 * "0"
@@ -367,5 +385,8 @@ def test_convert_weights_downloads(server, tmp_path, monkeypatch, capsys):
 def test_a_file_in_the_way_of_a_name(tmp_path, monkeypatch):
     """What is there goes before what has the same name elsewhere."""
     monkeypatch.chdir(tmp_path)
-    save_weights(paddle_vheat.VHeat(embed_dim=8, depths=(1, 1, 1, 1), img_size=32), "vheat_tiny")
+    monkeypatch.setattr(download, "fetch", lambda address: Path(address).name)
+    (tmp_path / "imagenet").mkdir()  # a folder is data
+    assert local_file("imagenet", "vheat_tiny") == "vHeat_tiny.pth"
+    (tmp_path / "vheat_tiny").write_bytes(b"")
     assert local_file("vheat_tiny") == Path("vheat_tiny")
