@@ -1,4 +1,4 @@
-"""Turn published PyTorch checkpoints (vHeat's, SwinIR's) into ours. PyTorch is not needed, and no code of theirs is run.
+"""Turn published PyTorch checkpoints (vHeat's, SwinIR's) into ours, without PyTorch and without running their code.
 
 python tools/convert_weights.py SRC.pth DST.pdparams
 python tools/convert_weights.py SRC.pth DST.safetensors --ema
