@@ -34,6 +34,7 @@ from paddle_vheat.analysis.observe import (
     stage_layers,
     stage_maps,
 )
+from paddle_vheat.models.vheat import VHeat
 
 TIMES = (0.0, 0.25, 1.0, 4.0, 16.0)
 QUANTILES = (0.1, 0.5, 0.9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from paddle_vheat.tasks.classification import config as schema
 from paddle_vheat.tasks.classification.deploy import evaluation_ops
 from paddle_vheat.tasks.classification.evaluator import ClassificationEvaluator
 from paddle_vheat.tasks.classification.mixing import BatchTransform, build_batch_ops
+from paddle_vheat.tasks.classification.shift_scores import ShiftEvaluator
+from paddle_vheat.tasks.classification.shifts import ShiftedData, read_flags
 from paddle_vheat.tasks.classification.transforms import pipeline
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction
 from paddle_vheat.weights.download import local_file
@@ -41,6 +43,7 @@ class ClassificationTask:
         self, config: Mapping[str, Any], source: str = "configuration", flags: Any = None, problems: Any = None
     ) -> None:
         self.config, self.source = config, source
+        self._shift, self._real = getattr(flags, "shift", None), getattr(flags, "real", None)
         settings, recipe, found = schema.read(config)
         if found and problems is None:
             raise ConfigError(source, found)
@@ -87,6 +90,20 @@ class ClassificationTask:
 
     @lru_cache(maxsize=2)  # noqa: B019  (a task lives as long as its program)
     def dataset(self, split: str) -> Any:
+        return self._shifted() if split == "val" and (self._shift or self._real) else self._plain(split)
+
+    def _shifted(self) -> ShiftedData:
+        if self.num_classes != 1000:
+            raise ConfigError(f"{self.source}: --shift and --real need a model of 1000 classes, not {self.num_classes}")
+        where = f"{self.source}: DataLoader.Eval.dataset.transform_ops"
+        validation = partial(self._plain, "val")
+        data = ShiftedData(read_flags(self._shift or []), validation, self._transform_ops, self._real, where)
+        if paddle.distributed.get_rank() == 0:
+            for note in data.notes:
+                print(f"note: {note}", flush=True)
+        return data
+
+    def _plain(self, split: str) -> Any:
         where = f"{self.source}: DataLoader.{ {'train': 'Train', 'val': 'Eval'}[split] }.dataset"
         arguments = dict(self.settings.datasets[split])
         given: dict[str, Any] = {"source": f"{where}.transform_ops"}
@@ -158,7 +175,9 @@ class ClassificationTask:
         chances = np.stack([output["probabilities"] for output in outputs])
         return paddle.to_tensor(np.log(np.maximum(chances, np.finfo(np.float32).tiny)))
 
-    def evaluator(self) -> ClassificationEvaluator:
+    def evaluator(self) -> Any:
+        if self._shift or self._real:
+            return ShiftEvaluator(self.dataset("val"))
         return ClassificationEvaluator(self.settings.topk, self.num_classes)
 
     def preview(self, model: Any, count: int) -> list[np.ndarray]:
