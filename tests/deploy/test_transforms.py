@@ -149,7 +149,7 @@ def test_what_an_image_may_not_be(image, message):
         ({"type": "Resize", "interp": "RANDOM"}, "'x.0.interp' must be one of NEAREST, .*got 'RANDOM'"),
         ({"type": "ResizeByShort", "short_size": [1, 2]}, r"'x.0.short_size' must be an integer .*got \[1, 2\]"),
         ({"type": "ResizeByShort", "short_size": 5, "max_size": 0}, "max_size' must be a number of above 0, got 0"),
-        ({"type": "Normalize", "std": [0.0]}, "'x.0.std' must be a list of numbers of above 0"),
+        ({"type": "Normalize", "std": [0.0]}, "'x.0.std' must be a list of numbers of at least 1e-06"),
         ({"type": "Normalize", "mean": "x"}, "'x.0.mean' must be a list of numbers, got 'x'"),
         ({"type": "Normalize", "mean": [0.5, 0.5]}, "'x.0.mean' must be a list of 3 numbers, got 2"),
         ({"type": "LimitLong", "max_long": 5, "min_long": 6}, "'x.0.min_long' must be at most max_long, 5, got 6"),
