@@ -126,7 +126,7 @@ def test_classification(tmp_path, capsys):
         (["--exported", "/no/such"], "/no/such: no such folder; give the folder that export.py wrote"),
         (["--exported", "/", "--threads", "0"], "threads must be an integer of at least 1 and at most"),
         (["--exported", "/", "--runtime", "tvm"], "invalid choice: 'tvm'"),
-        (["--exported", "/", "--save_dir", "{folder}"], "{folder} has the images in it"),
+        (["--exported", "/", "--save_dir", "{folder}"], "{folder} has images in it"),
     ],
 )
 def test_options_that_cannot_be(cityscapes, capsys, options, message):
