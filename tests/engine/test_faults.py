@@ -70,9 +70,17 @@ def test_the_operations(runs, tmp_path, monkeypatch):
         resume(tmp_path / "out")
     said = " | ".join(faults.operations)
     for expected in (
-        "open /iter_4/state.json", "stat /iter_4/model.pdparams", "os.mkdir /.iter_6.", "write /.iter_6.", "fsync /",
-        "os.rename /.iter_6.", "os.rename /iter_2", "os.remove model.pdparams", "open /train.log", "os.rename /.best_model.",
-    ):  # fmt: skip
+        "open /iter_4/state.json",
+        "stat /iter_4/model.pdparams",
+        "os.mkdir /.iter_6.",
+        "write /.iter_6.",
+        "fsync /",
+        "os.rename /.iter_6.",
+        "os.rename /iter_2",
+        "os.remove model.pdparams",
+        "open /train.log",
+        "os.rename /.best_model.",
+    ):
         assert expected in said
     assert len(faults.operations) > 100
 
