@@ -266,7 +266,11 @@ def test_a_damaged_model(call, project, tmp_path, how):
         ("train", ["--resume_model", "/no/such/iter_3"], "no such checkpoint folder"),
         ("val", ["--flip_horizontal"], "are for --aug_eval, which is not given"),
         ("val", ["--is_slide"], "sliding windows need crop_size and stride"),
-        ("val", ["--is_slide", "--crop_size", "64", "64", "--stride", "0", "0"], "at least 1 pixel"),
+        (
+            "val",
+            ["--is_slide", "--crop_size", "64", "64", "--stride", "0", "0"],
+            "'stride' must be a list of 2 integers of at least 1",
+        ),
         ("val", ["--aug_eval", "--scales", "0"], "'scales' must be a list of numbers of above 0"),
         ("val", ["--crop_size", "64"], "expected 2 arguments"),
         ("predict", ["--image_path", "/no/such/image.png"], "no such image, folder or list"),

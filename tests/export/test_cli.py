@@ -198,9 +198,9 @@ def test_what_cannot_be_scored(project, exported, tmp_path, capsys):
         (["--exported", "x", "--is_slide", "--crop_size", "64", "64", "--stride", "32", "32"], "takes no --is_slide"),
         (["--exported", "x", "--device", "npu"], "--device npu: an exported model is run on cpu or gpu"),
         (["--exported", "/no/such"], "/no/such: no such folder; give the folder that export.py wrote"),
-        (["--exported", "/", "--threads", "0"], "threads: expected a positive integer, got 0"),
+        (["--exported", "/", "--threads", "0"], "threads must be an integer of at least 1 and at most"),
         (["--exported", "/", "--runtime", "tvm"], "invalid choice: 'tvm'"),
-        (["--exported", "/", "--save_dir", "{folder}"], "{folder} has the images in it"),
+        (["--exported", "/", "--save_dir", "{folder}"], "{folder} has images in it"),
     ],
 )
 def test_options_that_cannot_be(cityscapes, capsys, options, message):

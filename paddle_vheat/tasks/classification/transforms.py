@@ -24,6 +24,7 @@ from PIL import Image
 
 from paddle_vheat.config import ConfigError, build_list, by_name, option
 from paddle_vheat.data.image_file import open_image
+from paddle_vheat.deploy.images import check_size
 from paddle_vheat.tasks.classification.augment import (
     INTERPOLATIONS,
     RandCropImage,
@@ -103,6 +104,7 @@ class ResizeImage(Operation):
         width, height = image.size
         shorter, target = min(image.size), self.resize_short or 0
         size = self.size or (target * width // shorter, target * height // shorter)
+        check_size(size[1], size[0])
         return image if size == image.size else image.resize(size, draw_interpolation(self.interpolation))
 
 
