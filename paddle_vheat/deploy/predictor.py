@@ -101,11 +101,17 @@ class Predictor:
 
     def predictions(self, images: Sequence[Any]) -> list[Prediction]:
         """As :meth:`predict` for a list, with what can be drawn or written of each (``value``, ``draw``, ...)."""
-        return [self._processor.finish(output, context) for output, context in self._outputs(images)]
+        found = self._outputs([self._processor.prepare(image) for image in images])
+        return [self._processor.finish(output, context) for output, context in found]
 
-    def outputs(self, images: Sequence[Any]) -> list[Outputs]:
-        """What the model itself gives for each image: arrays without batch axis, by the output's name."""
-        return [output for output, _ in self._outputs(images)]
+    def outputs(self, images: Sequence[Any], prepared: bool = False) -> list[Outputs]:
+        """What the model itself gives for each image: arrays without batch axis, by the output's name.
+
+        Args:
+            images: as for :meth:`predict`; or, ``prepared``, the model's inputs, float32 (C, h, w).
+        """
+        inputs = [(image, None) if prepared else self._processor.prepare(image) for image in images]
+        return [output for output, _ in self._outputs(inputs)]
 
     def stream(self, source: str | Path, progress: bool = True) -> Iterator[tuple[Path | int, Prediction]]:
         """Predict the images of a folder or list file, or the frames of a video, one after another.
@@ -131,10 +137,11 @@ class Predictor:
         for name, image in tqdm(items, total=total, desc="predicting", unit="img", disable=shown):
             yield name, self.predictions([image])[0]
 
-    def _outputs(self, images: Sequence[Any]) -> list[tuple[Outputs, Any]]:
-        if not images:
+    def _outputs(self, prepared: Sequence[tuple[np.ndarray, Any]]) -> list[tuple[Outputs, Any]]:
+        if not prepared:
             return []
-        inputs, contexts = zip(*(self._prepare(image) for image in images))
+        description, processor = self.description, self._processor
+        inputs, contexts = zip(*(fitted(*one, description, processor, self._resize) for one in prepared))
         sizes = sorted({array.shape[1:] for array in inputs})
         if len(sizes) > 1:
             found = ", ".join(f"{h} x {w}" for h, w in sizes)
@@ -142,9 +149,6 @@ class Predictor:
         with self._lock:
             outputs = list(self._run(np.stack(inputs)))
         return list(zip(outputs, contexts))
-
-    def _prepare(self, image: Any) -> tuple[np.ndarray, Any]:
-        return prepare(image, self.description, self._processor, self._resize)
 
     def _run(self, batch: np.ndarray) -> Iterator[Outputs]:
         """The outputs for each image; a model of fixed batch size runs in such batches, the last one filled up."""
@@ -156,13 +160,19 @@ class Predictor:
             yield from ({name: output[i] for name, output in outputs.items()} for i in range(len(part)))
 
 
-def prepare(image: Any, description: Description, processor: Processor, resize: bool = True) -> tuple[np.ndarray, Any]:
+def prepare(image: Any, description: Description, processor: Processor) -> tuple[np.ndarray, Any]:
     """The input (C, h, w) for an image, at a size that the model takes, and what the processor's ``finish`` needs.
 
     Raises:
         ValueError: for an image that cannot be decoded or taken.
     """
-    array, context = processor.prepare(image)
+    return fitted(*processor.prepare(image), description, processor)
+
+
+def fitted(
+    array: np.ndarray, context: Any, description: Description, processor: Processor, resize: bool = True
+) -> tuple[np.ndarray, Any]:
+    """The same of what the processor's ``prepare`` gave."""
     size, given = description.size, (int(array.shape[1]), int(array.shape[2]))
     if size is None:
         smallest = description.min_size

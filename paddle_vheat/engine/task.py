@@ -149,9 +149,10 @@ class Task(Protocol):
         """The model's outputs for an evaluation batch, as the evaluator takes them."""
 
     def infer_exported(self, predictor: Predictor, batch: Batch) -> Any:
-        """The same for an evaluation batch, by an exported model from the images as they are stored; optional.
+        """The same by an exported model, which prepares the images itself; optional, for ``val.py --exported``.
 
-        ``predictor.predictions(images)`` gives what is deployed, ``predictor.outputs(images)`` what the programs give.
+        ``predictor.predictions(images)`` gives what is deployed, ``predictor.outputs(images)`` what the programs give,
+        with ``prepared=True`` of inputs that the data set has prepared, where these are no files (a degraded image).
         ``batch["meta"][i]["index"]`` is the sample's index in the validation set.
         """
 

@@ -1,4 +1,4 @@
-"""Folders and videos, predicted as they come."""
+"""Folders and videos, predicted as they come; and what comes out of the model itself."""
 
 from __future__ import annotations
 
@@ -55,3 +55,13 @@ def test_what_is_no_video(predictor, tmp_path):
         next(predictor.stream(tmp_path / "b.mp4"))
     with pytest.raises(FileNotFoundError, match="no such image, folder or list"):
         next(predictor.stream(tmp_path / "b"))
+
+
+def test_outputs_of_images_and_of_prepared_inputs(predictor, files):
+    found = predictor.outputs(files)
+    assert [output["logits"].shape for output in found] == 3 * [(19, 64, 128)]
+    assert np.array_equal(found[1]["logits"].argmax(0), predictor.predict(files[1]))
+    inputs = [predictor._processor.prepare(path)[0] for path in files]
+    for one, two in zip(predictor.outputs(inputs, prepared=True), found):
+        assert np.array_equal(one["logits"], two["logits"])
+    assert predictor.outputs([]) == []
