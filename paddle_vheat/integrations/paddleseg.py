@@ -97,14 +97,16 @@ def vHeat(
     in_channels: int = 3,
     recompute: bool = False,
     pretrained: str | None = None,
+    ablation: Any = None,
 ) -> VHeat:
     """Backbone of any widths and depths; see :class:`paddle_vheat.models.VHeat`.
 
     ``img_size`` is an int or [height, width]. ``pretrained`` is a checkpoint's path: see :func:`load_backbone`.
     """
     backbone = VHeat(
-        embed_dim, depths, post_norm, layer_scale, drop_path_rate, img_size, in_channels, recompute=recompute
-    )
+        embed_dim, depths, post_norm, layer_scale, drop_path_rate, img_size, in_channels, recompute=recompute,
+        ablation=ablation,
+    )  # fmt: skip
     if pretrained is not None:
         load_backbone(backbone, pretrained)
     return backbone
@@ -120,9 +122,10 @@ def _variant(name: str, drop_path_rate: float) -> Any:
         in_channels: int = 3,
         recompute: bool = False,
         pretrained: str | None = None,
+        ablation: Any = None,
     ) -> VHeat:
         own = variant.embed_dim, variant.depths, variant.post_norm, variant.layer_scale
-        return vHeat(*own, drop_path_rate, img_size, in_channels, recompute, pretrained)
+        return vHeat(*own, drop_path_rate, img_size, in_channels, recompute, pretrained, ablation)
 
     build.__name__ = build.__qualname__ = name.replace("vheat", "vHeat")
     build.__doc__ = f"The {name} backbone; arguments as of vHeat. Drop path {default} is the ADE20K recipe's."
