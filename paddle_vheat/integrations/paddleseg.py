@@ -98,6 +98,7 @@ def vHeat(
     in_channels: int = 3,
     recompute: bool = False,
     pretrained: str | bool | None = None,
+    ablation: Any = None,
 ) -> VHeat:
     """Backbone of any widths and depths; see :class:`paddle_vheat.models.VHeat`.
 
@@ -105,8 +106,9 @@ def vHeat(
     :func:`paddle_vheat.weights.download.local_file` and :func:`load_backbone`.
     """
     backbone = VHeat(
-        embed_dim, depths, post_norm, layer_scale, drop_path_rate, img_size, in_channels, recompute=recompute
-    )
+        embed_dim, depths, post_norm, layer_scale, drop_path_rate, img_size, in_channels, recompute=recompute,
+        ablation=ablation,
+    )  # fmt: skip
     if pretrained:
         load_backbone(backbone, local_file(pretrained, "vHeat"))
     return backbone
@@ -122,10 +124,11 @@ def _variant(name: str, drop_path_rate: float) -> Any:
         in_channels: int = 3,
         recompute: bool = False,
         pretrained: str | bool | None = None,
+        ablation: Any = None,
     ) -> VHeat:
         own = variant.embed_dim, variant.depths, variant.post_norm, variant.layer_scale
         path = str(local_file(pretrained, name)) if pretrained else None
-        return vHeat(*own, drop_path_rate, img_size, in_channels, recompute, path)
+        return vHeat(*own, drop_path_rate, img_size, in_channels, recompute, path, ablation)
 
     build.__name__ = build.__qualname__ = name.replace("vheat", "vHeat")
     build.__doc__ = f"The {name} backbone; arguments as of vHeat. Drop path {default} is the ADE20K recipe's."

@@ -62,6 +62,8 @@ def create_model(name: str, *, pretrained: str | Path | bool | None = None, **op
             - ``img_size=224``: int or (height, width) in pixels that the frequency embeddings are made for.
             - ``drop_path_rate=None``: stochastic depth; None takes that of the variant's ImageNet recipe.
             - ``in_channels=3``, ``recompute=False``: see :class:`paddle_vheat.models.VHeat`.
+            - ``ablation=None``: a part of the operator replaced, such as "no_gate" or {"k_fixed": 5}; see
+              :func:`paddle_vheat.models.ablation.read_ablation`. There are published weights of the full one only.
 
     Returns:
         The model in training mode: a :class:`VHeatClassifier` with its backbone in ``backbone``, or with
@@ -122,11 +124,12 @@ def _vheat(name: str, variant: Variant) -> Callable[..., Any]:
         drop_path_rate: float | None = None,
         in_channels: int = 3,
         recompute: bool = False,
+        ablation: Any = None,
     ) -> Any:
         options = dataclasses.asdict(variant)
         if drop_path_rate is not None:
             options["drop_path_rate"] = drop_path_rate
-        options.update(img_size=img_size, in_channels=in_channels, recompute=recompute)
+        options.update(img_size=img_size, in_channels=in_channels, recompute=recompute, ablation=ablation)
         if features_only:
             model: Any = VHeat(out_norms=False, out_indices=out_indices, **options)
         else:

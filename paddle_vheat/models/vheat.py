@@ -245,6 +245,7 @@ class VHeat(nn.Layer):
         out_indices: which stages' maps ``forward`` gives; stages after the last of them are not run.
         recompute: whether training recomputes each block's activations in the backward pass (gradient
             checkpointing): less memory, about a third more time, the same results.
+        ablation: what of the operator is replaced, see :func:`paddle_vheat.models.ablation.read_ablation`.
 
     Shapes:
         image (B, in_channels, H, W) -> a map (B, D * 2^i, ceil(H / 2^(i+2)), ceil(W / 2^(i+2))) for each i of
@@ -263,6 +264,7 @@ class VHeat(nn.Layer):
         out_norms: bool = True,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         recompute: bool = False,
+        ablation: Any = None,
     ) -> None:
         super().__init__()
         if len(depths) != 4 or min(depths) < 1 or sum(depths) > MAX_BLOCKS:
@@ -300,6 +302,10 @@ class VHeat(nn.Layer):
             for i, channels in enumerate(widths):
                 self.add_sublayer(f"outnorm{i}", nn.LayerNorm(channels, epsilon=1e-5))
         self.folded_for: tuple[int, int] | None = None
+        if ablation is not None:
+            from paddle_vheat.models.ablation import ablate
+
+            ablate(self, ablation)
         self.set_recompute(recompute)
         self._init_weights()
 

@@ -58,7 +58,7 @@ class ObjectNetClass(NamedTuple):
 
 @lru_cache(maxsize=1)
 def objectnet_classes() -> list[ObjectNetClass]:
-    """The 313 folders in the order of their ids."""
+    """The 313 folders in the order of their names."""
     lines = Path(__file__).with_name("objectnet.txt").read_text(encoding="utf-8").splitlines()
     found = []
     for folder, number, *overlap in (line.split("\t") for line in lines):
@@ -347,7 +347,5 @@ def validation_number(path: str) -> int:
     stem = Path(path).stem
     number = stem.rpartition("_")[2]
     if not stem.startswith("ILSVRC2012_val_") or not number.isdigit() or not 1 <= int(number) <= 50000:
-        raise ConfigError(
-            f"{path}: --real needs the validation images' own names, ILSVRC2012_val_00000001.JPEG to 50000"
-        )
+        raise ConfigError(f"{path}: --real needs the images' own names, such as ILSVRC2012_val_00000001.JPEG")
     return int(number)

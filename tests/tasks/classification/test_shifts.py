@@ -106,7 +106,7 @@ def test_facts_of_the_sets():
     overlap = [one for one in objectnet_classes() if one.indices]
     indices = [index for one in overlap for index in one.indices]
     assert (len(objectnet_classes()), len(overlap), len(indices), len(set(indices))) == (313, 113, 125, 125)
-    assert [one.id for one in objectnet_classes()] == list(range(313))
+    assert sorted(one.id for one in objectnet_classes()) == list(range(313))
     assert sum(one.images for one in overlap) == PUBLISHED["objectnet"] == 18574
     assert sum(len(one.indices) > 1 for one in overlap) == 9
     assert objectnet_classes()[1] == ("alarm_clock", 1, (409, 530), 144)
@@ -232,7 +232,10 @@ def test_corruptions_are_not_resized_and_a_part_of_them_has_no_mce(tmp_path):
     np.testing.assert_allclose(task.dataset("val")[0]["img"] * 255, np.moveaxis(np.asarray(ring), -1, 0), atol=1e-4)
     Image.new("RGB", (36, 36), (0, 0, 0)).save(first)
     scores, rows = scored(pictures, task)
-    assert rows == {"imagenet-c/shot_noise/2": (0.9, 0.9, 1000), "imagenet-c/spatter/5": (0.75, 0.75, 1000)}
+    assert {key: (row[0], row[2]) for key, row in rows.items()} == {
+        "imagenet-c/shot_noise/2": (0.9, 1000),
+        "imagenet-c/spatter/5": (0.75, 1000),
+    }
     found = scores.report["imagenet-c"]
     assert found["mce"] is None
     assert found["corruptions"]["spatter"] == {"archive": "extra", "error": pytest.approx(0.25), "ce": None}
@@ -247,7 +250,11 @@ def test_mce_is_the_mean_of_fifteen_ratios_of_sums():
         errors.update({f"imagenet-c/{name}/{s}": 1.0 for s in severities})
     found = corruption_errors({**errors, "validation": 0.2})
     assert found["mce"] == pytest.approx(0.5)
-    assert found["corruptions"]["fog"] == {"archive": "weather", "error": pytest.approx(0.819324 / 2), "ce": 0.5}
+    assert found["corruptions"]["fog"] == {
+        "archive": "weather",
+        "error": pytest.approx(0.819324 / 2),
+        "ce": pytest.approx(0.5),
+    }
     assert found["corruptions"]["saturate"]["ce"] == pytest.approx(1 / 0.658248)
     # One corruption of 15 twice as bad moves the mean by a fifteenth; one severity missing leaves no mCE.
     errors.update({f"imagenet-c/fog/{s}": 2 * errors[f"imagenet-c/fog/{s}"] for s in severities})
@@ -263,26 +270,34 @@ def folders(root, names):
     return root
 
 
+A, R = (subsets()[name] for name in ("imagenet-a", "imagenet-r"))
+
+
 @pytest.mark.parametrize(
-    ("name", "make", "message"),
+    ("name", "names", "fragments"),
     [
-        ("imagenet-a", lambda root: root / "gone", "there is no such folder"),
-        ("imagenet-a", lambda root: folders(root, WNIDS[:200]), "expected the folders of imagenet-a's 200 classes; "
-         f"177 absent, such as {WNIDS[306]}"),
-        ("imagenet-r", lambda root: folders(root, [WNIDS[i] for i in subsets()["imagenet-a"]]), "114 absent, such as"),
-        ("imagenet-sketch", lambda root: folders(root, [*WNIDS[:997], "x", "y", "z"]), "3 absent, such as n13133613, "
-         "n15075141, n13133613"),
-        ("imagenetv2", lambda root: folders(root, map(str, range(1, 1001))), "ILSVRC's own numbers, 1 to 1000, are not in"),
-        ("imagenet-c", lambda root: folders(root, ["rain"]), "none of ImageNet-C's corruptions, such as gaussian_noise"),
-        ("objectnet", lambda root: folders(root, ["alarm_clock", "tank"]), "112 absent, such as backpack, banana, band_aid; "
-         "1 other, such as tank"),
+        ("imagenet-a", None, ["--shift imagenet-a=", "there is no such folder"]),
+        ("imagenet-a", WNIDS[:200], ["imagenet-a's 200 classes", f"{len(set(A) - set(range(200)))} absent, such as"]),
+        (
+            "imagenet-r",
+            [WNIDS[i] for i in A],
+            ["imagenet-r's 200 classes", "114 absent, such as", "114 other"],
+        ),
+        ("imagenet-sketch", [*WNIDS[:997], "x", "y", "z"], [f"3 absent, such as {', '.join(WNIDS[997:])}", "x, y, z"]),
+        (
+            "imagenetv2",
+            map(str, range(1, 1001)),
+            ["ILSVRC's own numbers, 1 to 1000, are not in the order of"],
+        ),
+        ("imagenet-c", ["rain"], ["none of ImageNet-C's corruptions, such as gaussian_noise"]),
+        ("objectnet", ["alarm_clock", "tank"], ["112 absent, such as backpack, banana,", "1 other, such as tank"]),
     ],
-)  # fmt: skip
-def test_folders_that_are_not_the_sets_are_refused_before_the_first_batch(tmp_path, name, make, message):
+)
+def test_folders_that_are_not_the_sets_are_refused_before_the_first_batch(tmp_path, name, names, fragments):
+    root = tmp_path / "set" if names is None else folders(tmp_path / "set", names)
     with pytest.raises(ConfigError) as error:
-        task_of(tmp_path, {name: make(tmp_path / "set")}).dataset("val")
-    missing = re.findall(r"n\d{8}", message)
-    assert all(part in str(error.value) for part in message.split(f", such as {missing[0]}" if missing else "\n"))
+        task_of(tmp_path, {name: root}).dataset("val")
+    assert all(fragment in str(error.value) for fragment in fragments)
 
 
 def test_a_class_without_images_is_refused(tmp_path):
@@ -294,7 +309,7 @@ def test_a_class_without_images_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (["imagenet-b=x"], "expected NAME=DIR, the name one of imagenet-a, .*; did you mean 'imagenet-a'"),
+        (["imagenet-b=x"], "expected NAME=DIR, the name one of imagenet-a, .*; did you mean 'imagenet-r'"),
         (["imagenet-a"], "expected NAME=DIR"),
         (["imagenet-a="], "expected NAME=DIR"),
         (["objectnet=x", "objectnet=y"], "objectnet is given twice"),
