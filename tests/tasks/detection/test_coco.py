@@ -75,7 +75,10 @@ def image_id_twice(content):
 
 WRONG = {
     "unknown category": (changed("category_id", 4), r"annotation 101 \(image 0.png\): category_id 4 is not among"),
-    "outside": (changed("bbox", [90, 10, 30, 10]), r"annotation 101 .*bbox \[90, 10, 30, 10\].* reaches outside .*96 x 64"),
+    "outside": (
+        changed("bbox", [90, 10, 30, 10]),
+        r"annotation 101 .*bbox \[90, 10, 30, 10\].* reaches outside .*96 x 64",
+    ),
     "negative": (changed("bbox", [5, 5, -3, 10]), "annotation 101 .* reaches outside"),
     "nan": (changed("bbox", [math.nan, 5, 10, 10]), r"annotation 101 .*not finite: \[nan"),
     "nan in a polygon": (changed("segmentation", [[1, 1, math.nan, 2, 3, 3]]), "annotation 101 .*not finite"),

@@ -27,7 +27,14 @@ def evaluated(reference, tmp_path_factory):
     """Report and result JSON of ``val.py`` on the reference's picture."""
     folder = tmp_path_factory.mktemp("evaluated")
     path = tiny.write_config(folder / "reference.yml", reference.config)
-    options = ["--model_path", reference.weights, "--json", folder / "scores.json", "--save_json", folder / "found.json"]
+    options = [
+        "--model_path",
+        reference.weights,
+        "--json",
+        folder / "scores.json",
+        "--save_json",
+        folder / "found.json",
+    ]
     assert cli.val([*map(str, ["--config", path, *options]), "--device", "cpu"]) == 0
     return [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("scores", "found")]
 
@@ -119,7 +126,12 @@ def test_no_detection_at_all(coco):
     task = small.make_task(coco)
     evaluator = task.evaluator()
     sample = task.collate([task.dataset("val")[0]])
-    none = {"boxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0), "mask_logits": np.zeros((0, 28, 28))}
+    none = {
+        "boxes": np.zeros((0, 4)),
+        "scores": np.zeros(0),
+        "labels": np.zeros(0),
+        "mask_logits": np.zeros((0, 28, 28)),
+    }
     evaluator.update([none], sample)
     scores = evaluator.summarize()
     assert (scores.values["bbox_AP"], scores.values["segm_AP"], scores.samples) == (0, 0, 1)

@@ -33,7 +33,9 @@ def test_sizes(before, after):
 def test_the_reference_gets_the_same_batch(coco):
     data = golden("maskrcnn_micro")
     task = small.make_task(coco)
-    samples = [{"img": normalise(data[f"b/image{i}_bgr"], [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])} for i in (0, 1)]
+    samples = [
+        {"img": normalise(data[f"b/image{i}_bgr"], [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])} for i in (0, 1)
+    ]
     expected = batch(data, "b")[0].numpy()
     assert np.abs(task.collate(samples)["img"] - expected).max() < 1e-6  # one rounding of values up to 2.7
 
