@@ -1,5 +1,6 @@
 # make demo      the main job on embedded data       make test      the tests
 # make demo-cls  classification of digits            make test-all  the slow ones too
+# make demo-det  objects and masks in embedded data
 # make check     ruff, mypy, import levels make test-matrix  the tests on every Paddle that is supported
 PYTHON ?= python3.11
 VENV   ?= .venv
@@ -7,7 +8,7 @@ PY     := $(VENV)/bin/python
 # Besides these, the tests run on the Paddle that requirements.txt pins: `make test`.
 OTHER_PADDLES := 2.6.2 3.3.1
 
-.PHONY: demo demo-cls test test-all test-matrix test-numpy2 test-clas test-install check format clean
+.PHONY: demo demo-cls demo-det test test-all test-matrix test-numpy2 test-clas test-install check format clean
 
 demo: $(VENV)/.run
 	$(PY) tools/demo.py
@@ -15,6 +16,16 @@ demo: $(VENV)/.run
 demo-cls: $(VENV)/.run
 	$(PY) train.py --config configs/demo_digits.yml --do_eval --save_dir output/digits --resume_model auto
 	$(PY) val.py --config configs/demo_digits.yml --model_path output/digits/best_model
+
+DET := --config configs/demo_detection.yml
+DET_OUT := output/demo_detection
+demo-det: $(VENV)/.run
+	$(PY) -m examples.street_scenes --output data/street_scenes
+	$(PY) train.py $(DET) --do_eval --save_interval 250 --use_vdl --save_dir $(DET_OUT) --resume_model auto
+	$(PY) val.py $(DET) --model_path $(DET_OUT)/best_model --json $(DET_OUT)/scores.json --save_json $(DET_OUT)/found.json
+	$(PY) tools/detection_baseline.py $(DET)
+	$(PY) export.py $(DET) --model_path $(DET_OUT)/best_model --save_dir $(DET_OUT)/exported --format both
+	$(PY) predict.py --exported $(DET_OUT)/exported --image_path data/street_scenes/leftImg8bit/val --save_dir $(DET_OUT)/pictures
 
 test: $(VENV)/.dev
 	$(PY) -m pytest -m "not slow"
