@@ -1,5 +1,6 @@
 # make demo      the main job on embedded data       make test      the tests
 # make demo-cls  classification of digits            make test-all  the slow ones too
+# make demo-det  objects and masks                   make demo-ir   denoising, both on generated pictures
 # make check     ruff, mypy, import levels make test-matrix  the tests on every Paddle that is supported
 # make docs      the site, in build/site    make bench-torch  speed beside PyTorch
 PYTHON ?= python3.11
@@ -10,7 +11,8 @@ OTHER_PADDLES := 2.6.2 3.3.1
 # Two processes, each with half of the cores and whole files of tests.
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo demo-cls test test-all test-matrix test-numpy2 test-clas test-install bench-torch check docs format clean
+.PHONY: demo demo-cls demo-det demo-ir test test-all test-matrix test-numpy2 test-clas test-install bench-torch check \
+	docs format clean
 
 demo: $(VENV)/.run
 	$(PY) tools/demo.py
@@ -18,6 +20,16 @@ demo: $(VENV)/.run
 demo-cls: $(VENV)/.run
 	$(PY) train.py --config configs/demo_digits.yml --do_eval --save_dir output/digits --resume_model auto
 	$(PY) val.py --config configs/demo_digits.yml --model_path output/digits/best_model
+
+DET := --config configs/demo_detection.yml
+DET_OUT := output/demo_detection
+demo-det: $(VENV)/.run
+	$(PY) -m examples.street_scenes --output data/street_scenes
+	$(PY) train.py $(DET) --do_eval --save_interval 250 --use_vdl --save_dir $(DET_OUT) --resume_model auto
+	$(PY) val.py $(DET) --model_path $(DET_OUT)/best_model --json $(DET_OUT)/scores.json --save_json $(DET_OUT)/found.json
+	$(PY) tools/detection_baseline.py $(DET)
+	$(PY) export.py $(DET) --model_path $(DET_OUT)/best_model --save_dir $(DET_OUT)/exported --format both
+	$(PY) predict.py --exported $(DET_OUT)/exported --image_path data/street_scenes/leftImg8bit/val --save_dir $(DET_OUT)/pictures
 
 test: $(VENV)/.dev
 	$(PY) $(PYTEST) -m "not slow"

@@ -26,10 +26,10 @@ from tests.engine import tiny
 DOCS = tiny.REPOSITORY / "docs" / "errors.md"
 
 
-def table() -> dict[str, tuple[str, int]]:
-    """(message, exit code) by the name in the first column."""
+def table(section: int = 0) -> dict[str, tuple[str, int]]:
+    """(message, exit code) by the name in the first column; of the text before the first heading, or behind another."""
     rows = {}
-    for line in DOCS.read_text(encoding="utf-8").splitlines():
+    for line in DOCS.read_text(encoding="utf-8").split("\n## ")[section].splitlines():
         cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
         if line.startswith("| ") and len(cells) >= 3 and cells[-1].strip("| ").isdecimal():
             message = cells[2].strip("`") if len(cells) == 4 else ""

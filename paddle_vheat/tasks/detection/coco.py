@@ -178,7 +178,7 @@ class CocoDataset:
         """Raise a DataError that names everything that is wrong with an image and its annotations."""
         problems = []
         try:
-            self._image(index)
+            self.pixels(index)
         except DataError as error:
             problems.append(str(error))
         image = self.images[index]
@@ -229,7 +229,7 @@ class CocoDataset:
 
     # --- reading ----------------------------------------------------------------------------------------
 
-    def _image(self, index: int) -> np.ndarray:
+    def pixels(self, index: int) -> np.ndarray:
         """uint8 BGR (H, W, 3), of the size that the annotations say."""
         pixels, image = read_bgr(self.files(index)[0]), self.images[index]
         if pixels.shape[:2] != (image["height"], image["width"]):
@@ -269,7 +269,7 @@ class CocoDataset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample; see ``transforms.py`` for its arrays. "meta" has "image_id" and the original (H, W), "size"."""
-        pixels = self._image(index)
+        pixels = self.pixels(index)
         meta = {"image_id": self.images[index]["id"], "size": pixels.shape[:2], "index": index}
         if not self.with_objects:
             return self.transform(pixels, meta)
