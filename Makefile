@@ -31,6 +31,9 @@ demo-det: $(VENV)/.run
 	$(PY) export.py $(DET) --model_path $(DET_OUT)/best_model --save_dir $(DET_OUT)/exported --format both
 	$(PY) predict.py --exported $(DET_OUT)/exported --image_path data/street_scenes/leftImg8bit/val --save_dir $(DET_OUT)/pictures
 
+demo-ir: $(VENV)/.run
+	$(PY) tools/demo_restoration.py
+
 test: $(VENV)/.dev
 	$(PY) $(PYTEST) -m "not slow"
 

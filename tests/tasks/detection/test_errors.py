@@ -97,12 +97,12 @@ CASES = {
 
 
 def test_the_table_and_the_tests_are_of_the_same_cases():
-    assert list(table(1)) == list(CASES)
+    assert list(table("Detection")) == list(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_row(coco, tmp_path, capsys, name):
-    message, expected = table(1)[name]
+    message, expected = table("Detection")[name]
     case = Case(tmp_path, coco)
     CASES[name](case)
     capsys.readouterr()
