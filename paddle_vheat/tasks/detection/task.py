@@ -23,11 +23,12 @@ from paddle_vheat.errors import MissingFileError, UserError
 from paddle_vheat.models.mask_rcnn import random_sampler
 from paddle_vheat.tasks.detection import config as schema
 from paddle_vheat.tasks.detection.coco import CocoDataset, read_annotations
-from paddle_vheat.tasks.detection.deploy import Context, Options, detection_rows, make_prediction
+from paddle_vheat.tasks.detection.deploy import MASK, Context, Options, detection_rows, make_prediction
 from paddle_vheat.tasks.detection.evaluator import CocoEvaluator
 from paddle_vheat.tasks.detection.export import detection_spec
 from paddle_vheat.tasks.detection.transforms import EvalTransform, TrainTransform, pad, padded_size
 from paddle_vheat.tasks.detection.visualize import DetectionPrediction
+from paddle_vheat.weights.download import local_file
 from paddle_vheat.weights.loading import LoadReport, load_detector, load_weights
 
 BOX_AP = Metric("bbox_AP", scale=100.0, unit="%")
@@ -66,7 +67,8 @@ class DetectionTask:
         with building(f"{self.source}: model"):
             model = schema.build(options)
             if pretrained and options.pretrained:
-                print(f"{options.pretrained}: {load_detector(model, options.pretrained)}", flush=True)
+                path = local_file(options.pretrained, options.name)
+                print(f"{path}: {load_detector(model, path)}", flush=True)
         return model
 
     def parameter_factors(self, model: Any) -> Mapping[str, Factors]:
@@ -146,6 +148,19 @@ class DetectionTask:
         """For each image what ``MaskRCNN.predict`` gives, as arrays."""
         sizes = paddle.to_tensor([list(meta["shape"]) for meta in batch["meta"]], "float32")
         return [{name: value.numpy() for name, value in one.items()} for one in model.predict(batch["img"], sizes)]
+
+    def infer_exported(self, predictor: Any, batch: dict[str, Any]) -> list[dict[str, np.ndarray]]:
+        files = [self.dataset("val").files(meta["index"])[0] for meta in batch["meta"]]
+        rows = [predictor.outputs([file])[0]["detections"] for file in files]
+        return [
+            {
+                "boxes": row[:, :4],
+                "scores": row[:, 4],
+                "labels": row[:, 5].astype(np.int64),
+                "mask_logits": row[:, 6:].reshape(-1, MASK, MASK),
+            }
+            for row in rows
+        ]
 
     def evaluator(self) -> CocoEvaluator:
         path = self.save_json if paddle.distributed.get_rank() == 0 else None

@@ -14,6 +14,7 @@ import yaml
 from paddle_vheat import cli
 from paddle_vheat._paddle import PADDLE_2
 from paddle_vheat.deploy import Predictor
+from paddle_vheat.engine.evaluate import evaluate, evaluate_exported
 from paddle_vheat.errors import ConfigError, ExportError
 from paddle_vheat.export import export_model, parse_input_shape
 from paddle_vheat.tasks.detection import export
@@ -72,6 +73,17 @@ def test_an_export_and_the_checkpoint_predict_alike(exported, reference, tmp_pat
     assert ours.names == theirs.names == [f"kind {i}" for i in range(5)]
     assert np.abs(ours.boxes - theirs.boxes).max() < 1e-2
     assert sum(one["score"] >= 0.4 for one in theirs.to_json()) == len(ours.to_json()) > 0
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_score_of_an_export_is_the_checkpoints(exported, reference, runtime):
+    task = DetectionTask(reference.config)
+    model = task.build_model()
+    task.load(model, str(reference.weights))
+    ours, theirs = evaluate(task, model), evaluate_exported(task, Predictor(exported, runtime, threads=1))
+    assert ours.values["bbox_AP"] > 0
+    for name, value in ours.values.items():
+        assert theirs.values[name] == pytest.approx(value, abs=1e-3)  # boxes differ by hundredths of a pixel
 
 
 def test_a_prediction_needs_no_paddle(exported, reference, tmp_path):
