@@ -83,7 +83,8 @@ def test_the_score_of_an_export_is_the_checkpoints(exported, reference, runtime)
     ours, theirs = evaluate(task, model), evaluate_exported(task, Predictor(exported, runtime, threads=1))
     assert ours.values["bbox_AP"] > 0
     for name, value in ours.values.items():
-        assert theirs.values[name] == pytest.approx(value, abs=1e-3)  # boxes differ by hundredths of a pixel
+        # Boxes differ by hundredths of a pixel. Of sizes that no object has, COCO's figure is no number.
+        assert theirs.values[name] == pytest.approx(value, abs=1e-3, nan_ok=True)
 
 
 def test_a_prediction_needs_no_paddle(exported, reference, tmp_path):
