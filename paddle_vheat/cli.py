@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_vheat import cli_exported
-from paddle_vheat._files import check_folder, check_output, write_output
+from paddle_vheat._files import check_folder, check_output, finite, write_output
 from paddle_vheat.config import load_config
 from paddle_vheat.cpu import configure_cpu
 from paddle_vheat.errors import UserError
@@ -312,9 +313,12 @@ def _val(args: argparse.Namespace, flags: TaskFlags) -> int:
     if scores is not None and paddle.distributed.get_rank() == 0:
         print(f"{scores.samples} images")
         print(scores.table)
+        metric = task.metric.name
+        if math.isnan(scores.values[metric]):
+            print(f"warning: this is no score: nothing was there to evaluate {metric} on", file=sys.stderr)
         if args.json:
             origin = {"model_path": args.model_path} if args.exported is None else {"exported": args.exported}
-            text = json.dumps({"config": args.config, **origin, **scores.report}, indent=1)
+            text = json.dumps(finite({"config": args.config, **origin, **scores.report}), indent=1)
             write_output(args.json, text + "\n")
             print(f"written: {args.json}")
     return 0
