@@ -245,6 +245,9 @@ CASES: dict[str, Callable[[Case], Any]] = {
     # The only step's loss is as large as float32 goes, twice.
     "nan": put("loss.coef", [3e38, 3e38]),
     "absurd": put("model.backbone.embed_dim", 10**6),
+    "deep": put("model.backbone.depths", [1000000, 1, 1, 1]),
+    "integer": put("model.num_classes", 3.0),
+    "seed": add("--seed", 10**30),
     "predict": predict,
     "among": among,
     "nowhere": lambda case: case.use("predict", "--model_path", case.checkpoint, "--image_path", "/no/such/image.png"),
