@@ -14,7 +14,6 @@ import pytest
 
 import paddle_vheat
 from paddle_vheat.config import load_config
-from paddle_vheat.integrations import paddleseg
 from paddle_vheat.models import registry
 from paddle_vheat.models.vheat import Variant
 from paddle_vheat.tasks.classification.task import ClassificationTask
@@ -336,6 +335,9 @@ def test_create_model_by_name_by_address_and_from_a_published_file(server, tmp_p
 
 
 def test_configurations_take_names_and_addresses(server, tmp_path, monkeypatch):
+    # Not above: these tests run on NumPy 2 too, on which PaddleSeg's OpenCV cannot be imported (see the Makefile).
+    from paddle_vheat.integrations import paddleseg
+
     state = publish(server, tmp_path)
     address = f"{server.address}/plain/vHeat_tiny.pth"
     monkeypatch.setitem(ADDRESSES, "vheat_tiny", address)
