@@ -1,5 +1,6 @@
 # make demo      the main job on embedded data       make test      the tests
 # make demo-cls  classification of digits            make test-all  the slow ones too
+# make demo-ir   denoising of generated pictures
 # make check     ruff, mypy, import levels make test-matrix  the tests on every Paddle that is supported
 PYTHON ?= python3.11
 VENV   ?= .venv
@@ -7,7 +8,7 @@ PY     := $(VENV)/bin/python
 # Besides these, the tests run on the Paddle that requirements.txt pins: `make test`.
 OTHER_PADDLES := 2.6.2 3.3.1
 
-.PHONY: demo demo-cls test test-all test-matrix test-numpy2 test-clas test-install check format clean
+.PHONY: demo demo-cls demo-ir test test-all test-matrix test-numpy2 test-clas test-install check format clean
 
 demo: $(VENV)/.run
 	$(PY) tools/demo.py
@@ -15,6 +16,9 @@ demo: $(VENV)/.run
 demo-cls: $(VENV)/.run
 	$(PY) train.py --config configs/demo_digits.yml --do_eval --save_dir output/digits --resume_model auto
 	$(PY) val.py --config configs/demo_digits.yml --model_path output/digits/best_model
+
+demo-ir: $(VENV)/.run
+	$(PY) tools/demo_restoration.py
 
 test: $(VENV)/.dev
 	$(PY) -m pytest -m "not slow"

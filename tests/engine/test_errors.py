@@ -26,10 +26,12 @@ from tests.engine import tiny
 DOCS = tiny.REPOSITORY / "docs" / "errors.md"
 
 
-def table() -> dict[str, tuple[str, int]]:
-    """(message, exit code) by the name in the first column."""
+def table(heading: str = "Mistakes and their messages") -> dict[str, tuple[str, int]]:
+    """(message, exit code) by the name in the first column, of the table under a heading."""
     rows = {}
-    for line in DOCS.read_text(encoding="utf-8").splitlines():
+    text = re.split(r"^#+ ", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    (section,) = [part for part in text if part.startswith(f"{heading}\n")]
+    for line in section.splitlines():
         cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
         if line.startswith("| ") and len(cells) >= 3 and cells[-1].strip("| ").isdecimal():
             message = cells[2].strip("`") if len(cells) == 4 else ""
