@@ -1,14 +1,18 @@
 # make demo      the main job on embedded data       make test      the tests
 # make demo-cls  classification of digits            make test-all  the slow ones too
-# make demo-ir   denoising of generated pictures
+# make demo-det  objects and masks                   make demo-ir   denoising, both on generated pictures
 # make check     ruff, mypy, import levels make test-matrix  the tests on every Paddle that is supported
+# make docs      the site, in build/site    make bench-torch  speed beside PyTorch
 PYTHON ?= python3.11
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 # Besides these, the tests run on the Paddle that requirements.txt pins: `make test`.
 OTHER_PADDLES := 2.6.2 3.3.1
+# Two processes, each with half of the cores and whole files of tests.
+PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo demo-cls demo-ir test test-all test-matrix test-numpy2 test-clas test-install check format clean
+.PHONY: demo demo-cls demo-det demo-ir test test-all test-matrix test-numpy2 test-clas test-install bench-torch check \
+	docs format clean
 
 demo: $(VENV)/.run
 	$(PY) tools/demo.py
@@ -17,24 +21,34 @@ demo-cls: $(VENV)/.run
 	$(PY) train.py --config configs/demo_digits.yml --do_eval --save_dir output/digits --resume_model auto
 	$(PY) val.py --config configs/demo_digits.yml --model_path output/digits/best_model
 
+DET := --config configs/demo_detection.yml
+DET_OUT := output/demo_detection
+demo-det: $(VENV)/.run
+	$(PY) -m examples.street_scenes --output data/street_scenes
+	$(PY) train.py $(DET) --do_eval --save_interval 250 --use_vdl --save_dir $(DET_OUT) --resume_model auto
+	$(PY) val.py $(DET) --model_path $(DET_OUT)/best_model --json $(DET_OUT)/scores.json --save_json $(DET_OUT)/found.json
+	$(PY) tools/detection_baseline.py $(DET)
+	$(PY) export.py $(DET) --model_path $(DET_OUT)/best_model --save_dir $(DET_OUT)/exported --format both
+	$(PY) predict.py --exported $(DET_OUT)/exported --image_path data/street_scenes/leftImg8bit/val --save_dir $(DET_OUT)/pictures
+
 demo-ir: $(VENV)/.run
 	$(PY) tools/demo_restoration.py
 
 test: $(VENV)/.dev
-	$(PY) -m pytest -m "not slow"
+	$(PY) $(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.dev
-	$(PY) -m pytest
+	$(PY) $(PYTEST)
 
 # The same tests on the other versions of Paddle, each in an environment of its own, the rest of it pinned alike.
 test-matrix: test $(OTHER_PADDLES:%=test-paddle-%)
 
 test-paddle-%: $(VENV)-%/.done
-	$(VENV)-$*/bin/python -m pytest -m "not slow"
+	$(VENV)-$*/bin/python $(PYTEST) -m "not slow"
 
 # The package itself (PaddleSeg apart) on NumPy 2, laid over the same environment.
 test-numpy2: $(VENV)/.dev build/numpy2/.done
-	PYTHONPATH=build/numpy2 $(PY) -m pytest tests/ops tests/models tests/losses tests/weights tests/test_import.py -m "not slow"
+	PYTHONPATH=build/numpy2 $(PY) $(PYTEST) tests/ops tests/models tests/losses tests/weights tests/test_import.py -m "not slow"
 
 # The PaddleClas tests on its real wheel, in an environment of its own; `make test` runs them on a stand-in.
 test-clas: $(VENV)-clas/.done
@@ -46,11 +60,18 @@ test-install:
 	rm -rf build/lib $(INSTALL)
 	$(PYTHON) -m venv $(INSTALL)/seg
 	$(PYTHON) -m venv $(INSTALL)/deploy
+	$(PYTHON) -m venv $(INSTALL)/cpu
 	$(INSTALL)/seg/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(INSTALL) .
 	$(INSTALL)/deploy/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(INSTALL)/*.whl)[deploy]"
 	$(INSTALL)/deploy/bin/python -I tests/check_installed.py deploy
+	$(INSTALL)/cpu/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(INSTALL)/*.whl)[cpu]"
+	$(INSTALL)/cpu/bin/python -I tests/check_installed.py cpu
 	$(INSTALL)/seg/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(INSTALL)/*.whl)[cpu,seg]"
 	$(INSTALL)/seg/bin/python -I tests/check_installed.py seg
+
+# Speed and memory beside a plain PyTorch port, in an environment of its own; ARGS="--rounds 1" and others.
+bench-torch: $(VENV)-torch/.done
+	$(VENV)-torch/bin/python benchmarks/beside_pytorch.py --json build/beside_pytorch.json $(ARGS)
 
 check: $(VENV)/.dev
 	$(PY) -m ruff check .
@@ -58,12 +79,16 @@ check: $(VENV)/.dev
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
 
+# Warnings are errors: links and anchors that lead nowhere, pages that are not in the navigation.
+docs: $(VENV)-docs/.done
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict --quiet
+
 format: $(VENV)/.dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-clas $(OTHER_PADDLES:%=$(VENV)-%) build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-*/ build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -87,6 +112,19 @@ $(OTHER_PADDLES:%=$(VENV)-%/.done): $(VENV)-%/.done: requirements.txt requiremen
 
 build/numpy2/.done: | $(PY)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target build/numpy2 numpy==2.2.6
+	touch $@
+
+$(VENV)-torch/.done: requirements.txt requirements-torch.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-torch
+	$(VENV)-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements.txt -r requirements-torch.txt
+	$(VENV)-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	mkdir -p build
+	touch $@
+
+$(VENV)-docs/.done: requirements-docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-docs.txt
 	touch $@
 
 $(VENV)-clas/.done: requirements.txt requirements-dev.txt requirements-clas.txt pyproject.toml

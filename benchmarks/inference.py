@@ -5,7 +5,7 @@
 The limit is the best rate of ``paddle.matmul`` of 2048 x 2048 float32 in the same process, between the measurements.
 Where MKL's AVX-512 path is in force, the limit of its AVX2 path is measured too, in a process of its own, and the share
 of that limit stands in brackets. Times are the best of all rounds; useful work is the dense multiply-adds of the folded
-network (``paddle_vheat.models.analysis``), two operations each. "plain" is the line-by-line port of the tests
+network (``paddle_vheat.analysis.cost``), two operations each. "plain" is the line-by-line port of the tests
 (``tests/models/plain_port.py``), its decay folded too.
 """
 
@@ -29,6 +29,7 @@ import _common as common  # noqa: E402
 import _plain  # noqa: E402
 
 from paddle_vheat._paddle import paddle  # noqa: E402
+from paddle_vheat.analysis.cost import count, total  # noqa: E402
 from paddle_vheat.deploy import runtimes  # noqa: E402
 from paddle_vheat.deploy.scores import signature  # noqa: E402
 from paddle_vheat.engine.task import Program  # noqa: E402
@@ -36,7 +37,6 @@ from paddle_vheat.export.onnx import convert_to_onnx  # noqa: E402
 from paddle_vheat.export.parity import ONEDNN, ONNX, PADDLE  # noqa: E402
 from paddle_vheat.export.program import save_program  # noqa: E402
 from paddle_vheat.models import create_model  # noqa: E402
-from paddle_vheat.models.analysis import count, total  # noqa: E402
 
 RUNTIMES = ("dygraph", PADDLE, ONEDNN, ONNX)
 

@@ -10,6 +10,7 @@ Gousseau and Ladjal 2021).
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 from pathlib import Path
 
@@ -70,9 +71,13 @@ def picture(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         mask = np.zeros((bottom - top, right - left), np.uint8)
         cv2.fillPoly(mask, [corners - (left, top)], 1)
         part = canvas[top:bottom, left:right]
-        part[:] = np.where(mask, _shade(rng, *mask.shape, float(np.ptp(corners))), part)
+        part[:] = np.where(mask, _shade(rng, mask.shape[0], mask.shape[1], float(np.ptp(corners))), part)
     small = cv2.resize(canvas.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     return small.clip(0, 255).round().astype(np.uint8)
+
+
+def _write_bytes(data: bytes, path: str) -> None:
+    Path(path).write_bytes(data)
 
 
 def write(folder: Path, size: int = 160, seed: int = 0) -> None:
@@ -83,8 +88,7 @@ def write(folder: Path, size: int = 160, seed: int = 0) -> None:
             if path.is_file():
                 continue
             image = picture(size, size, np.random.default_rng([seed, part, i]))
-            data = cv2.imencode(".png", image)[1].tobytes()
-            write_atomically(path, lambda temporary, data=data: Path(temporary).write_bytes(data))
+            write_atomically(path, functools.partial(_write_bytes, cv2.imencode(".png", image)[1].tobytes()))
 
 
 def main() -> None:

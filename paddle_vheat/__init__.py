@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paddle_vheat import ops
     from paddle_vheat.models import UPerNet, VHeat, VHeatClassifier, create_model, list_models
+    from paddle_vheat.tasks.classification.transforms import create_transform
 
 __version__ = "0.1.0"
-__all__ = ["UPerNet", "VHeat", "VHeatClassifier", "__version__", "create_model", "list_models", "ops"]
+__all__ = [
+    "UPerNet", "VHeat", "VHeatClassifier", "__version__", "create_model", "create_transform", "list_models", "ops",
+]  # fmt: skip
 
 # Paddle 2.6's library offers the old zlib that it contains to whatever is loaded after it. OpenCV and Pillow take a
 # part of its functions and the rest from the system's zlib, and then crash or fail on PNG files; not so if the
@@ -29,6 +32,7 @@ _HOMES = {
     "VHeat": "paddle_vheat.models",
     "VHeatClassifier": "paddle_vheat.models",
     "create_model": "paddle_vheat.models",
+    "create_transform": "paddle_vheat.tasks.classification.transforms",
     "list_models": "paddle_vheat.models",
 }
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,33 @@ from typing import Any
 from paddle_vheat.errors import UserError
 
 _OLD = 24 * 3600  # seconds after which a temporary folder of another computer is a dead process's
+_KINDS = (
+    (stat.S_ISREG, ""),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO (named pipe)"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def not_a_file(path: str | os.PathLike[str]) -> str:
+    """Why a path is not that of a file, such as "it is a folder, not a file"; empty if it is one.
+
+    Opening a FIFO would wait for ever, and reading a device may never end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file"
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        return f"it cannot be opened ({error})"
+    kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a device")
+    return kind and f"it is {kind}, not a file"
+
+
+def no_such_file(path: str | os.PathLike[str], what: str = "file") -> str:
+    """ "no such file: PATH", and what it is instead; empty if it is a file."""
+    why = not_a_file(path)
+    return why and f"no such {what}: {os.fspath(path)}" + ("" if "no such" in why else f" ({why})")
 
 
 @contextlib.contextmanager
@@ -130,16 +159,26 @@ def check_disk(folder: Path) -> None:
 
 def check_output(path: str, name: str) -> None:
     """Raise a UserError if a file cannot be written there, before time is spent; ``name`` is the option's."""
-    folder = Path(path).expanduser().parent
+    folder = Path(path).parent
     if not folder.is_dir():
         raise UserError(f"{name} {path}: there is no folder {folder}")
     if Path(path).is_dir():
         raise UserError(f"{name} {path}: is a folder")
 
 
+def check_folder(path: str | Path, name: str) -> None:
+    """Raise a UserError if nothing can be written into a folder, or it cannot be made; ``name`` is the option's."""
+    folder = Path(os.path.realpath(path))
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    if not there.is_dir():
+        raise UserError(f"{name} {path}: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{name} {path}: nothing may be written into {there}")
+
+
 def write_output(path: str, text: str) -> None:
     """Write a text file whole or not at all; into what is no regular file (a pipe, a device) as it comes."""
-    target = Path(path).expanduser()
+    target = Path(path)
     if target.exists() and not target.is_file():
         with naming(target), target.open("w", encoding="utf-8") as file:  # replacing it would remove the device
             file.write(text)
@@ -153,3 +192,12 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def finite(value: Any) -> Any:
+    """Plain values for JSON, which has neither NaN nor infinity: None in their place."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

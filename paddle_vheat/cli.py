@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from paddle_vheat import cli_exported
+from paddle_vheat._files import check_folder, check_output, finite, write_output
 from paddle_vheat.config import load_config
 from paddle_vheat.cpu import configure_cpu
 from paddle_vheat.errors import UserError
@@ -64,7 +67,7 @@ class TaskFlags:
 def _parser(command: str, description: str, config_needed: bool = True) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"{command}.py", description=description)
     text = "YAML configuration (PaddleSeg's or PaddleClas' schema)"
-    parser.add_argument("--config", required=config_needed, help=text)
+    parser.add_argument("--config", required=config_needed, type=_path, help=text)
     text = "replace values, such as batch_size=4 model.channels=64"
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help=text)
     text = "default: the GPU if there is one"
@@ -73,9 +76,13 @@ def _parser(command: str, description: str, config_needed: bool = True) -> argpa
     return parser
 
 
+def _path(text: str) -> str:
+    return os.path.expanduser(text)  # a shell leaves --option=~/x as it is
+
+
 def _add_model_path(parser: argparse.ArgumentParser) -> None:
     text = "checkpoint: .pdparams, .safetensors, or a folder with model.pdparams; needed"
-    parser.add_argument("--model_path", help=text)
+    parser.add_argument("--model_path", type=_path, help=text)
 
 
 def _check_data(text: str) -> str | int:
@@ -115,7 +122,8 @@ def _set_up(args: argparse.Namespace) -> str:
     return "cpu" if on_cpu else args.device or "gpu"
 
 
-def _start_paddle(args: argparse.Namespace) -> None:
+def _start_paddle(args: argparse.Namespace) -> str:
+    """Import Paddle and set it up; the device's name."""
     device = _set_up(args)
     from paddle_vheat._paddle import paddle
 
@@ -127,6 +135,7 @@ def _start_paddle(args: argparse.Namespace) -> None:
     with contextlib.suppress(ValueError):  # not the main thread
         # Importing Paddle put a handler of its own in place of ours, which Python still has on record.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    return device
 
 
 def _make_task(args: argparse.Namespace, flags: TaskFlags, report: Any) -> Any:
@@ -141,7 +150,7 @@ def load_checkpoint(task: Any, model: Any, path: str | None) -> None:
     """Fill a model from what ``--model_path`` says, strictly, and print what was loaded."""
     if path is None:
         raise UserError("--model_path is needed: the checkpoint, such as output/best_model/model.pdparams")
-    file = Path(path).expanduser()
+    file = Path(path)
     if file.is_dir():
         candidates = [p for p in (file / "model.pdparams", file / "ema_model.pdparams") if p.is_file()]
         if not candidates:
@@ -212,7 +221,7 @@ def train_parser() -> argparse.ArgumentParser:
     add("--iters", type=int, help="iterations; default: the configuration's")
     add("--batch_size", type=int, help="images per process and step; default: the configuration's")
     add("--learning_rate", type=float, help="default: the configuration's")
-    add("--save_dir", default="output", help="folder of checkpoints and logs; default output")
+    add("--save_dir", default="output", type=_path, help="folder of checkpoints and logs; default output")
     add("--save_interval", type=int, help="iterations between checkpoints (and evaluations); default 1000, or an epoch")
     add("--log_iters", type=int, default=10, help="iterations between log lines; default 10")
     add("--num_workers", type=int, help="processes that read and augment; default 0, or the configuration's")
@@ -222,7 +231,7 @@ def train_parser() -> argparse.ArgumentParser:
     add("--use_vdl", action="store_true", help="write VisualDL records into --save_dir")
     add("--use_ema", action="store_true", help="keep an exponential moving average of the weights")
     text = "checkpoint folder to continue; auto: the newest whole one in --save_dir"
-    add("--resume_model", metavar="DIR|auto", help=text)
+    add("--resume_model", metavar="DIR|auto", type=_path, help=text)
     text = "iterations with a loss or gradients that are not finite to skip, checked in each; default 0: stop"
     add("--max_skipped_steps", type=int, default=0, metavar="N", help=text)
     _add_check_data(parser)
@@ -240,6 +249,7 @@ def _train(args: argparse.Namespace, flags: TaskFlags) -> int:
     from paddle_vheat.engine.optim import TrainOptions
     from paddle_vheat.engine.trainer import Trainer
 
+    check_folder(args.save_dir, "--save_dir")
     report, trainer = Report(), None
     given: dict[str, Any] = {field.name: getattr(args, field.name, None) for field in fields(TrainOptions)}
     options = TrainOptions(**given)
@@ -270,17 +280,18 @@ def val_parser() -> argparse.ArgumentParser:
     parser = _parser("val", "Evaluate a trained model on the validation set.")
     _add_model_path(parser)
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read images; default 0")
-    parser.add_argument("--json", metavar="FILE", help="also write the scores to a JSON file")
+    parser.add_argument("--json", metavar="FILE", type=_path, help="also write the scores to a JSON file")
+    cli_exported.add_options(parser, "score this exported model, in the place of --model_path")
     _add_check_data(parser)
     return parser
 
 
 def _val(args: argparse.Namespace, flags: TaskFlags) -> int:
-    _start_paddle(args)
-    from paddle_vheat._files import check_output, write_output
+    cli_exported.check_options(args, ("model_path", *flags.owners))
+    device = _start_paddle(args)
     from paddle_vheat._paddle import paddle
     from paddle_vheat.engine.data_check import Report, check_data
-    from paddle_vheat.engine.evaluate import evaluate
+    from paddle_vheat.engine.evaluate import evaluate, evaluate_exported
     from paddle_vheat.engine.loader import check_workers
 
     check_workers(args.num_workers, "--num_workers")
@@ -288,15 +299,26 @@ def _val(args: argparse.Namespace, flags: TaskFlags) -> int:
         check_output(args.json, "--json")
     report = Report()
     task = _make_task(args, flags, report)
-    model = _trained_model(task, args, report)
+    if args.exported is None:
+        model = _trained_model(task, args, report)
+    else:
+        with report.collecting():
+            predictor = cli_exported.make_predictor(args, device)
     check_data(task, report, "val", args.check_data, args.num_workers)
     report.close()
-    scores = evaluate(task, model, num_workers=args.num_workers)
+    if args.exported is None:
+        scores = evaluate(task, model, num_workers=args.num_workers)
+    else:
+        scores = evaluate_exported(task, predictor, num_workers=args.num_workers)
     if scores is not None and paddle.distributed.get_rank() == 0:
         print(f"{scores.samples} images")
         print(scores.table)
+        metric = task.metric.name
+        if math.isnan(scores.values[metric]):
+            print(f"warning: this is no score: nothing was there to evaluate {metric} on", file=sys.stderr)
         if args.json:
-            text = json.dumps({"config": args.config, "model_path": args.model_path, **scores.report}, indent=1)
+            origin = {"model_path": args.model_path} if args.exported is None else {"exported": args.exported}
+            text = json.dumps(finite({"config": args.config, **origin, **scores.report}), indent=1)
             write_output(args.json, text + "\n")
             print(f"written: {args.json}")
     return 0
@@ -308,22 +330,19 @@ def _val(args: argparse.Namespace, flags: TaskFlags) -> int:
 def predict_parser() -> argparse.ArgumentParser:
     parser = _parser("predict", "Predict images and write the results.", config_needed=False)
     _add_model_path(parser)
-    text = "predict with this exported model, without --config and --model_path"
-    parser.add_argument("--exported", metavar="FOLDER", help=text)
-    parser.add_argument("--runtime", choices=("auto", "paddle", "onnx"), help="for --exported; default auto")
-    parser.add_argument("--threads", type=int, help="for --exported; default all cores")
-    parser.add_argument("--image_path", required=True, help="image, folder of images, or list file")
-    parser.add_argument("--save_dir", default="output/result", help="folder to write into; default output/result")
+    cli_exported.add_options(parser, "predict with this exported model, without --config and --model_path")
+    parser.add_argument("--image_path", required=True, type=_path, help="image, folder of images, or list file")
+    text = "folder to write into; default output/result"
+    parser.add_argument("--save_dir", default="output/result", type=_path, help=text)
     return parser
 
 
 def _predict(args: argparse.Namespace, flags: TaskFlags) -> int:
-    if args.exported is not None:
-        return _predict_exported(args, flags)
-    if args.config is None:
+    if args.config is None and args.exported is None:
         raise UserError("--config is needed: the configuration that the model was trained with (or give --exported)")
-    if args.runtime is not None or args.threads is not None:
-        raise UserError("--runtime and --threads are for --exported, which is not given")
+    cli_exported.check_options(args, ("config", "model_path", "opts", *flags.owners))
+    if args.exported is not None:
+        return cli_exported.predict(args, _set_up(args))
     _start_paddle(args)
     from paddle_vheat.deploy.writing import list_images, write_predictions
     from paddle_vheat.engine.data_check import Report
@@ -332,31 +351,12 @@ def _predict(args: argparse.Namespace, flags: TaskFlags) -> int:
     report, images = Report(), []
     task = _make_task(args, flags, report)
     with report.collecting():
+        check_folder(args.save_dir, "--save_dir")
         images = list_images(args.image_path, args.save_dir)
     model = _trained_model(task, args, report)
     report.close()
     model = evaluation_form(model)
     written = write_predictions(images, args.save_dir, lambda path: task.predict(model, str(path)))
-    print(f"{len(images)} images; written: {' and '.join(map(str, written))}")
-    return 0
-
-
-def _predict_exported(args: argparse.Namespace, flags: TaskFlags) -> int:
-    """Predict with an exported model; imports Paddle only if Paddle is to run it."""
-    names = ["config", "model_path", "opts", *flags.owners]
-    unused = [f"--{name}" for name in names if getattr(args, name) not in (None, False, [])]
-    if unused:
-        raise UserError(f"--exported: the folder says all that is needed, and takes no {', '.join(unused)}")
-    if args.device not in (None, "cpu", "gpu"):
-        raise UserError(f"--device {args.device}: an exported model is run on cpu or gpu")
-    device = _set_up(args)
-    from paddle_vheat.deploy import Predictor
-    from paddle_vheat.deploy.writing import list_images, write_predictions
-
-    images = list_images(args.image_path, args.save_dir)
-    predictor = Predictor(args.exported, args.runtime or "auto", args.threads, device=device)
-    print(f"{args.exported}: {predictor.runtime}", flush=True)
-    written = write_predictions(images, args.save_dir, lambda path: predictor.predictions([path])[0])
     print(f"{len(images)} images; written: {' and '.join(map(str, written))}")
     return 0
 
@@ -368,7 +368,8 @@ def export_parser() -> argparse.ArgumentParser:
     text = "Export a trained model for Paddle Inference and ONNX, and check that it gives the same results."
     parser = _parser("export", text)
     _add_model_path(parser)
-    parser.add_argument("--save_dir", default="output/inference_model", help="default output/inference_model")
+    text = "default output/inference_model"
+    parser.add_argument("--save_dir", default="output/inference_model", type=_path, help=text)
     parser.add_argument(
         "--input_shape",
         nargs=4,
@@ -385,6 +386,7 @@ def _export(args: argparse.Namespace, flags: TaskFlags) -> int:
     from paddle_vheat.engine.data_check import Report
     from paddle_vheat.export import export_model, parse_input_shape
 
+    check_folder(args.save_dir, "--save_dir")
     report = Report()
     task = _make_task(args, flags, report)
     shape = parse_input_shape(args.input_shape, getattr(task, "in_channels", 3))

@@ -1,6 +1,6 @@
 """What a user's ``pip install`` gives; run by ``make test-install`` in environments that pip's resolver has filled.
 
-python -I tests/check_installed.py seg|deploy
+python -I tests/check_installed.py seg|cpu|deploy
 """
 
 from __future__ import annotations
@@ -32,6 +32,20 @@ def seg() -> None:
     print(f"paddle {paddle.__version__}, paddleseg {paddleseg.__version__}, cv2 {cv2.__version__}")
 
 
+def cpu() -> None:
+    import paddle_vheat
+    from paddle_vheat import doctor
+
+    assert doctor.main() == 0  # before anything imports Paddle, as a command
+    from paddle_vheat._paddle import paddle
+    from paddle_vheat.ops import HeatConduction2D
+
+    assert importlib.util.find_spec("paddleseg") is None
+    model = paddle_vheat.create_model("vheat_tiny", num_classes=10, img_size=64)
+    assert model(paddle.rand([1, 3, 64, 96])).shape == [1, 10]
+    assert HeatConduction2D(8, size=(8, 8))(paddle.rand([1, 8, 5, 7])).shape == [1, 8, 5, 7]
+
+
 def deploy() -> None:
     import cv2
     import onnxruntime
@@ -47,4 +61,4 @@ if __name__ == "__main__":
     import paddle_vheat
 
     assert Path(sys.prefix) in Path(paddle_vheat.__file__).parents, f"{paddle_vheat.__file__} is not the installed one"
-    {"seg": seg, "deploy": deploy}[sys.argv[1]]()
+    {"seg": seg, "cpu": cpu, "deploy": deploy}[sys.argv[1]]()

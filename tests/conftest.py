@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from paddle_vheat.cpu import configure_cpu
+from paddle_vheat.cpu import configure_cpu, count_cores
 
 os.environ.setdefault("SEG_HOME", str(Path(__file__).resolve().parent.parent / "build" / "seg_home"))
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parent.parent / "build" / "cache")
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # the cores are divided between the workers
+    share = count_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
 if "paddle" not in sys.modules:
     configure_cpu()
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from paddle_vheat._paddle import PADDLE_2, paddle
+from paddle_vheat.analysis.cost import count, total
 from paddle_vheat.models import UPerNet, VHeat, VHeatClassifier, create_model
-from paddle_vheat.models.analysis import count, total
 from tests.conftest import relative_error
 
 ROOT = Path(__file__).parent.parent

@@ -137,6 +137,26 @@ def test_options_reach_into_lists_and_may_add_to_a_block(write):
     assert config == {"iters": 7, "set": {"t": [{"n": 1}, {"n": 9}], "c": [0.5, 0.4], "new": 1}}
 
 
+def test_options_may_give_keys_that_the_file_leaves_out(write):
+    """Such as ``accumulation``, or a whole block: the task knows which keys there are."""
+    config = load_config(write("own.yml", "iters: 5\n"), ["accumulation=2", "test_config.aug_eval=True"])
+    assert config == {"iters": 5, "accumulation": 2, "test_config": {"aug_eval": True}}
+
+
+def test_the_home_folder(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/me")
+    config = load_config(write("own.yml", "root: ~/data\nset: [~/a, a~/b, '~']\n"), ["opened=~/x"])
+    assert config == {"root": "/home/of/me/data", "set": ["/home/of/me/a", "a~/b", "~"], "opened": "/home/of/me/x"}
+
+
+@pytest.mark.parametrize("text", [".nan", ".inf", "-.inf", "1e999"])
+def test_numbers_that_are_not_finite(write, text):
+    with pytest.raises(ConfigError, match=r"own.yml: 'a.b.1' must be a finite number, got (nan|-?inf)"):
+        load_config(write("own.yml", f"a: {{b: [1, {text}]}}\n"))
+    with pytest.raises(ConfigError, match=r"--opts a.b: 'a.b.0' must be a finite number, got inf"):
+        load_config(write("own.yml", "a: {b: 1}\n"), ["a.b=[1e999]"])
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

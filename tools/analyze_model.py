@@ -23,8 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if "paddle" not in sys.modules:
         configure_cpu()
+    from paddle_vheat.analysis.cost import PUBLISHED, count, total
     from paddle_vheat.models import create_model
-    from paddle_vheat.models.analysis import PUBLISHED, count, total
     from paddle_vheat.models.vheat import VHeat, fold_model, size_pair
 
     try:

@@ -3,6 +3,10 @@
 python tools/convert_weights.py SRC.pth DST.pdparams
 python tools/convert_weights.py SRC.pth DST.safetensors --ema
 python tools/convert_weights.py SRC.pth DST.pdparams --img_size 512 --resize zero_pad
+python tools/convert_weights.py --download vheat_tiny [DST.pdparams] [--sha256 ...]
+
+Downloads are kept in ~/.cache/paddle_vheat/weights, or in $PADDLE_VHEAT_HOME/weights. The released weights carry no
+licence: they are the authors', and only they may say what may be done with them.
 """
 
 from __future__ import annotations
@@ -14,6 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from paddle_vheat.cpu import configure_cpu
+
+
+def source_and_target(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[str, str]:
+    """The two files; the source of a download is known later."""
+    if len(args.files) not in ((0, 1) if args.download else (2,)):
+        parser.error("give SRC.pth and DST, or --download NAME and, if you like, DST")
+    if args.sha256 and not args.download:
+        parser.error("--sha256 is for --download, which is not given")
+    if args.download:
+        return "", args.files[0] if args.files else f"weights/{Path(args.download).stem}.pdparams"
+    return args.files[0], args.files[1]
 
 
 def restoration_rows(content: Any, args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -50,8 +65,11 @@ def restoration_rows(content: Any, args: argparse.Namespace) -> list[tuple[str, 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Turn published PyTorch checkpoints into ours.")
-    parser.add_argument("source", metavar="SRC.pth", help="checkpoint: vHeat's, or SwinIR's")
-    parser.add_argument("target", metavar="DST", help="file to write: .pdparams or .safetensors")
+    text = "published checkpoint (.pth), of vHeat or SwinIR; and the file to write: .pdparams or .safetensors"
+    parser.add_argument("files", nargs="*", metavar="SRC DST", help=text)
+    text = "fetch a release (vheat_tiny, ...) or an address in the place of SRC; DST is then weights/NAME.pdparams"
+    parser.add_argument("--download", metavar="NAME", help=text)
+    parser.add_argument("--sha256", metavar="HEX", help="what the download's SHA-256 must be")
     parser.add_argument("--ema", action="store_true", help="take the averaged weights of a training checkpoint")
     parser.add_argument("--img_size", type=int, metavar="N", help="make the frequency embeddings for N x N pixels")
     parser.add_argument("--resize", choices=("bicubic", "zero_pad"), default="bicubic", help="how; default bicubic")
@@ -59,9 +77,11 @@ def main(argv: list[str] | None = None) -> int:
         "--check", action="store_true", help="compare the training form with the folded one on an image"
     )
     args = parser.parse_args(argv)
+    args.source, args.target = source_and_target(parser, args)
     if "paddle" not in sys.modules:
         configure_cpu()
     from paddle_vheat.weights.convert import check, convert, read_published
+    from paddle_vheat.weights.download import fetch, release
     from paddle_vheat.weights.loading import save_weights
     from paddle_vheat.weights.swinir_keys import is_swinir
     from paddle_vheat.weights.torch_file import read_torch_file
@@ -70,6 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if Path(args.target).suffix not in (".pdparams", ".safetensors"):
             raise ValueError(f"{args.target}: expected a name that ends in .pdparams or .safetensors")
+        if args.download:
+            address = args.download if "://" in args.download else release(args.download, "--download")
+            args.source = str(fetch(address, args.sha256))
         content = read_torch_file(args.source)
         if is_swinir(content):
             rows = restoration_rows(content, args)

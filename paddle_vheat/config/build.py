@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -129,12 +130,15 @@ def by_name(entry: Any) -> tuple[Any, Any]:
 def building(where: str) -> Iterator[None]:
     """Inside, an object is built from a block of a configuration: what goes wrong is the block's fault.
 
-    A :class:`UserError` and the system's errors of files pass as they are.
+    The system's errors of files, and errors of the user's that name theirs, pass as they are.
     """
     try:
         yield
-    except (UserError, OSError):
-        raise
+    except (UserError, OSError) as error:
+        if type(error) is not UserError:
+            raise
+        raise ConfigError(f"{where}: {error}") from error
     except Exception as error:  # libraries say it in any way: AssertionError, OverflowError, RuntimeError ...
         kind = "" if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: "
-        raise ConfigError(f"{where}: {kind}{error}") from error
+        text = re.sub(r"<(?:\w+\.)*(\w+) object at 0x\w+>", r"\1", str(error))
+        raise ConfigError(f"{where}: {kind}{text[:500]}") from error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from paddle_vheat.config.build import did_you_mean, unknown_keys
-from paddle_vheat.errors import ConfigError
+from paddle_vheat.errors import ConfigError, UserError
 
 T = TypeVar("T")
 _NAMES = {
@@ -109,12 +109,21 @@ def check_value(value: Any, field: Any, where: str, problems: list[str]) -> Any:
     return None
 
 
+def check_fields(options: Any) -> None:
+    """Raise a UserError for fields of a dataclass of options that its constructor was given and that cannot be."""
+    problems: list[str] = []
+    for field in dataclasses.fields(options):
+        check_value(getattr(options, field.name), field, field.name, problems)
+    if problems:
+        raise UserError("; ".join(problems))
+
+
 def _is(value: Any, kind: type) -> bool:
     if kind is bool:
         return isinstance(value, bool)
     if kind in (int, float):
         numeric = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-        return numeric and math.isfinite(value)
+        return numeric and abs(value) <= sys.float_info.max  # exact for integers of any size; False for NaN
     if kind is list:
         return isinstance(value, (list, tuple))
     return isinstance(value, kind)
@@ -143,8 +152,8 @@ def expected(rule: Mapping[str, Any]) -> str:
         plural = {int: "integers", float: "numbers", str: "words", dict: "blocks"}.get(rule["items"], "entries")
         text = f"a list of {count}{plural}"
     low, high = (rule["min"], rule["above"]), (rule["max"], rule["below"])
-    parts = [f"at least {low[0]:g}" if low[0] is not None else f"above {low[1]:g}"] if low != (None, None) else []
-    parts += [f"at most {high[0]:g}" if high[0] is not None else f"below {high[1]:g}"] if high != (None, None) else []
+    parts = [f"at least {low[0]}" if low[0] is not None else f"above {low[1]}"] if low != (None, None) else []
+    parts += [f"at most {high[0]}" if high[0] is not None else f"below {high[1]}"] if high != (None, None) else []
     return f"{text} of {' and '.join(parts)}" if parts else text
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import itertools
+import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from paddle_vheat._files import no_such_file
 from paddle_vheat.config.build import did_you_mean
 from paddle_vheat.errors import ConfigError
 
@@ -60,11 +63,11 @@ _Loader.add_implicit_resolver(
 
 
 def _read_configuration(path: Path, named_by: Path | None) -> dict[str, Any]:
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+    if why := no_such_file(path, "configuration"):
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml") if p.is_file()], n=1)
         origin = f" (the _base_ of {named_by})" if named_by else ""
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise FileNotFoundError(f"no such configuration: {path}{origin}{hint}")
+        raise FileNotFoundError(f"{why}{origin}{hint}")
     return _parse(path)
 
 
@@ -98,17 +101,22 @@ def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _finish(value: Any, count: Iterator[int]) -> Any:
-    """A copy without inheritance markers, in which what a YAML anchor named in two places is two things."""
+def _finish(value: Any, count: Iterator[int], where: str = "") -> Any:
+    """A copy without inheritance markers, in which what a YAML anchor named in two places is two things, and ``~/`` at
+    the beginning of a word is the home folder."""
     if next(count) > MAX_VALUES:
         raise ConfigError(f"more than {MAX_VALUES} values, once every YAML anchor is followed")
     if not isinstance(value, (str, int, float, type(None), dict, list, tuple)):
         raise ConfigError(f"holds {value!r}, a {type(value).__name__}; expected words, numbers, lists and blocks")
     if isinstance(value, int) and value.bit_length() > 63:
         raise ConfigError("holds an integer of more than 64 bits")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"'{where[1:]}' must be a finite number, got {value}")
     if isinstance(value, dict):
-        return {key: _finish(item, count) for key, item in value.items() if key != "_inherited_"}
-    return [_finish(item, count) for item in value] if isinstance(value, list) else value
+        return {key: _finish(item, count, f"{where}.{key}") for key, item in value.items() if key != "_inherited_"}
+    if isinstance(value, list):
+        return [_finish(item, count, f"{where}.{i}") for i, item in enumerate(value)]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _read_inherited(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -134,18 +142,21 @@ def _set(config: dict[str, Any], assignment: str) -> None:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # as its documentation lists them
         value = {"true": True, "false": False, "null": None}.get(text.lower(), text)
     try:
-        value = _finish(value, itertools.count())
+        value = _finish(value, itertools.count(), f".{key}")
     except ConfigError as error:
         raise ConfigError(f"--opts {key}: {error}") from error
     *parents, last = key.split(".")
     block: Any = config
+    top = key.split(".")[0]
+    if top not in config and did_you_mean(top, config):
+        raise ConfigError(f"--opts {assignment!r}: no key {top!r}{did_you_mean(top, config)}")
+    if parents:
+        config.setdefault(top, {})  # the schema says whether there is such a block
     for depth, name in enumerate(parents):
         block = _child(block, name, ".".join(parents[: depth + 1]), assignment)
     if isinstance(block, list):
         block[_index(block, last, key, assignment)] = value
     elif isinstance(block, dict):
-        if not parents and last not in block:
-            raise ConfigError(f"--opts {assignment!r}: no key {last!r}{did_you_mean(last, block)}")
         block[last] = value
     else:
         raise ConfigError(f"--opts {assignment!r}: {'.'.join(parents)!r} is no block of keys")
@@ -191,8 +202,8 @@ def load_config(path: str | Path, opts: Sequence[str] | None = None) -> dict[str
 
     Raises:
         FileNotFoundError: if the file, or one that it inherits from, does not exist.
-        ConfigError: if a file is not valid, or an option names a key or block that is not there. A new key
-            within a block is taken: a block need not give what has a default.
+        ConfigError: if a file is not valid, or an option names a block within a block that is not there. A new key is
+            taken, for what has a default need not be given: the task says which keys there are.
     """
     config = _bounded(path, lambda: _read_inherited(Path(path)))
     for assignment in opts or ():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from paddle_vheat._files import not_a_file
 from paddle_vheat.errors import DataError
 
 MAX_PIXELS = 1 << 27
@@ -28,27 +28,6 @@ ORIENTATION = 274
 """The EXIF tag that says how a viewer should turn or mirror the picture: 1 for not at all, else 2 to 8."""
 
 _ANIMATED = ("GIF", "PNG", "WEBP")  # TIFF holds pages, and MPO previews: there the first one is the picture
-_KINDS = (
-    (stat.S_ISREG, ""),
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a FIFO (named pipe)"),
-    (stat.S_ISSOCK, "a socket"),
-)
-
-
-def not_a_file(path: str | os.PathLike[str]) -> str:
-    """Why a path is not that of a file, such as "it is a folder, not a file"; empty if it is one.
-
-    Opening a FIFO would wait for ever, and reading a device may never end.
-    """
-    try:
-        mode = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return "there is no such file"
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        return f"it cannot be opened ({error})"
-    kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a device")
-    return kind and f"it is {kind}, not a file"
 
 
 def open_image(source: str | os.PathLike[str] | bytes) -> Image.Image:

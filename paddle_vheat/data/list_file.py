@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from paddle_vheat.data.image_file import not_a_file
+from paddle_vheat._files import not_a_file
 from paddle_vheat.errors import DataError, MissingFileError
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paddle_vheat.data.image_file import MAX_PIXELS, read_bgr
-from paddle_vheat.errors import UserError
+from paddle_vheat.errors import DataError, UserError
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 
 
 def read_image(image: Any, channels: int = 3) -> np.ndarray:
@@ -54,3 +58,36 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str = "LIN
 def resize_planes(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(C, h, w) to (C, *size), bilinearly."""
     return np.stack([resize(plane, *size) for plane in array])
+
+
+def is_video(path: str | Path) -> bool:
+    """Whether a file's name is a video's."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def read_frames(path: str | Path) -> tuple[Iterator[tuple[int, np.ndarray]], int | None]:
+    """(number from 0, BGR uint8 (H, W, 3)) of the frames of a video, and how many it claims to have.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DataError: if it is no video that OpenCV can decode.
+    """
+    import cv2
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such video: {path}")
+    video = cv2.VideoCapture(str(path))
+    good, frame = video.read()
+    if not good:
+        raise DataError(f"{path}: OpenCV cannot decode a frame of it")
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+
+    def frames() -> Iterator[tuple[int, np.ndarray]]:
+        number, (good, current) = 0, (True, frame)
+        while good:
+            yield number, current
+            number += 1
+            good, current = video.read()
+        video.release()
+
+    return frames(), count if count > 0 else None

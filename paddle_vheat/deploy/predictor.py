@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from paddle_vheat.deploy import runtimes
 from paddle_vheat.deploy.description import Description, read_description
+from paddle_vheat.deploy.images import is_video, read_frames
 from paddle_vheat.deploy.processor import Outputs, Prediction, Processor, make_processor
+from paddle_vheat.deploy.writing import list_images
 from paddle_vheat.errors import UserError
 
 RUNTIMES = ("auto", "paddle", "onnx")
@@ -75,7 +78,8 @@ class Predictor:
 
         Args:
             image: a file's name, or an array (H, W, C), BGR if C is 3, uint8 or (segmentation only) floating-point
-                values from 0 to 255; or a list of these, which after the transforms must be of one size.
+                values from 0 to 255; or a list of these, which after the transforms must be of one size; or a folder
+                of images or a video file, as of :meth:`stream`.
 
         Returns:
             Segmentation: class of every pixel at the size of the image, int32 (H, W). Where images are resized, an
@@ -83,30 +87,68 @@ class Predictor:
             then choose, and with ``none`` the result is the evaluation's.
             Classification: the five likeliest classes, best first, each {"class": index, "name": its name, "score":
             probability}; with an export of ``argmax``, the best one alone, its score None.
-            Another task: the ``value`` of its predictions. For a list, a list of these.
+            Another task: the ``value`` of its predictions. For a list, a list of these; for a folder or a video, an
+            iterator of these, which predicts as it goes.
 
         Raises:
             ValueError: for an image that cannot be decoded or taken.
         """
         if isinstance(image, (list, tuple)):
             return [prediction.value for prediction in self.predictions(image)]
+        if isinstance(image, (str, Path)) and (is_video(image) or Path(image).is_dir()):
+            return (prediction.value for _, prediction in self.stream(image))
         return self.predictions([image])[0].value
 
     def predictions(self, images: Sequence[Any]) -> list[Prediction]:
         """As :meth:`predict` for a list, with what can be drawn or written of each (``value``, ``draw``, ...)."""
-        if not images:
+        found = self._outputs([self._processor.prepare(image) for image in images])
+        return [self._processor.finish(output, context) for output, context in found]
+
+    def outputs(self, images: Sequence[Any], prepared: bool = False) -> list[Outputs]:
+        """What the model itself gives for each image: arrays without batch axis, by the output's name.
+
+        Args:
+            images: as for :meth:`predict`; or, ``prepared``, the model's inputs, float32 (C, h, w).
+        """
+        inputs = [(image, None) if prepared else self._processor.prepare(image) for image in images]
+        return [output for output, _ in self._outputs(inputs)]
+
+    def stream(self, source: str | Path, progress: bool = True) -> Iterator[tuple[Path | int, Prediction]]:
+        """Predict the images of a folder or list file, or the frames of a video, one after another.
+
+        Args:
+            source: as for ``predict.py --image_path``, or a video file (``deploy.images.VIDEO_SUFFIXES``).
+            progress: show a progress bar, where the output is a terminal.
+
+        Yields:
+            The image's path, or the frame's number from 0, and its prediction.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: for a video or an image that cannot be decoded.
+        """
+        items: Any
+        if is_video(source):
+            items, total = read_frames(source)
+        else:
+            pairs = [(path, path) for path, _ in list_images(source)]
+            items, total = pairs, len(pairs)
+        shown = None if progress else True
+        for name, image in tqdm(items, total=total, desc="predicting", unit="img", disable=shown):
+            yield name, self.predictions([image])[0]
+
+    def _outputs(self, prepared: Sequence[tuple[np.ndarray, Any]]) -> list[tuple[Outputs, Any]]:
+        if not prepared:
             return []
-        inputs, contexts = zip(*(self._prepare(image) for image in images))
+        description, processor = self.description, self._processor
+        inputs, contexts = zip(*(fitted(*one, description, processor, self._resize) for one in prepared))
         sizes = sorted({array.shape[1:] for array in inputs})
         if len(sizes) > 1:
             found = ", ".join(f"{h} x {w}" for h, w in sizes)
             raise UserError(f"images of one call must have one size after the transforms, got {found} (height x width)")
         with self._lock:
             outputs = list(self._run(np.stack(inputs)))
-        return [self._processor.finish(output, context) for output, context in zip(outputs, contexts)]
-
-    def _prepare(self, image: Any) -> tuple[np.ndarray, Any]:
-        return prepare(image, self.description, self._processor, self._resize)
+        return list(zip(outputs, contexts))
 
     def _run(self, batch: np.ndarray) -> Iterator[Outputs]:
         """The outputs for each image; a model of fixed batch size runs in such batches, the last one filled up."""
@@ -118,13 +160,19 @@ class Predictor:
             yield from ({name: output[i] for name, output in outputs.items()} for i in range(len(part)))
 
 
-def prepare(image: Any, description: Description, processor: Processor, resize: bool = True) -> tuple[np.ndarray, Any]:
+def prepare(image: Any, description: Description, processor: Processor) -> tuple[np.ndarray, Any]:
     """The input (C, h, w) for an image, at a size that the model takes, and what the processor's ``finish`` needs.
 
     Raises:
         ValueError: for an image that cannot be decoded or taken.
     """
-    array, context = processor.prepare(image)
+    return fitted(*processor.prepare(image), description, processor)
+
+
+def fitted(
+    array: np.ndarray, context: Any, description: Description, processor: Processor, resize: bool = True
+) -> tuple[np.ndarray, Any]:
+    """The same of what the processor's ``prepare`` gave."""
     size, given = description.size, (int(array.shape[1]), int(array.shape[2]))
     if size is None:
         smallest = description.min_size

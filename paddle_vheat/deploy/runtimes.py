@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paddle_vheat._arguments import check_integer
 from paddle_vheat.cpu import count_cores
 from paddle_vheat.errors import UserError
 
@@ -33,6 +34,7 @@ ONEDNN_NAMES = {
 # and products that are silently wrong, and what merges reshapes into them. Fused convolutions and products remain.
 # Each Paddle ignores the name that it does not know: the last one is what 2.6 calls the first.
 ONEDNN_LEFT_OUT = ("onednn_placement_pass", "operator_reshape_onednn_fuse_pass", "mkldnn_placement_pass")
+MAX_THREADS = 256  # where there are fewer processors: a million is a mistake that takes all memory
 GPU_MEMORY_MB = 500  # Paddle's first allocation; it grows
 ONNX_NAME = "ONNX Runtime"
 ONNX_ERRORS_ONLY = 3
@@ -57,8 +59,8 @@ def check_options(device: str, precision: str, tensorrt: bool | dict[str, Any], 
     wants_tensorrt = tensorrt is not False
     if gpu is None and (wants_tensorrt or precision != "fp32"):
         raise UserError("tensorrt and precision are for GPUs; give device='gpu' as well")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise UserError(f"threads: expected a positive integer, got {threads!r}")
+    if threads is not None:
+        check_integer("threads", threads, 1, max(MAX_THREADS, count_cores()))
 
 
 def is_installed(package: str) -> bool:

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from paddle_vheat._files import write_atomically
+from paddle_vheat._files import no_such_file, write_atomically
+from paddle_vheat.data.list_file import read_list
 from paddle_vheat.deploy.processor import Prediction
 from paddle_vheat.errors import DataError, UserError
 
@@ -45,27 +46,30 @@ def list_images(source: str | Path, save_dir: str | Path | None = None) -> list[
     elif source.is_file():
         pairs = _in_list(source)
     else:
-        raise FileNotFoundError(f"no such image, folder or list: {source}")
+        raise FileNotFoundError(no_such_file(source, "image, folder or list"))
     if not pairs:
         raise UserError(f"{source}: no images in it (known suffixes: {', '.join(IMAGE_SUFFIXES)})")
     return pairs
 
 
 def _in_folder(source: Path, save_dir: Path | None) -> list[tuple[Path, Path]]:
-    if save_dir is not None and save_dir == Path(os.path.realpath(source)):
-        raise UserError(f"--save_dir {source} has the images in it, and pictures would get among them; give another")
-    found = []
+    found: list[Path] = []
     for folder, folders, names in os.walk(source):
-        folders[:] = [name for name in folders if Path(os.path.realpath(os.path.join(folder, name))) != save_dir]
-        found += [Path(folder) / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        images = [Path(folder) / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        if Path(os.path.realpath(folder)) != save_dir:
+            found += images
+        elif images or save_dir == Path(os.path.realpath(source)):
+            raise UserError(f"--save_dir {folder} has images in it, and pictures would get among them; give another")
+        else:
+            folders.clear()
     return [(path, path.relative_to(source)) for path in sorted(found) if path.is_file()]
 
 
 def _in_list(source: Path) -> list[tuple[Path, Path]]:
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source}: neither an image nor a list of images") from error
+        lines = read_list(source)
+    except DataError as error:
+        raise UserError(f"{source} is neither an image nor a list of images: {error}") from error
     pairs = []
     for number, name in enumerate((line.split(" ")[0].strip() for line in lines if line.strip()), start=1):
         path = source.parent / name

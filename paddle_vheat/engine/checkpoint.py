@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_vheat._files import replace_folder, sync, write_atomically
+from paddle_vheat._files import not_a_file, replace_folder, sync, write_atomically
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import CheckpointError
 from paddle_vheat.weights.safe_pickle import load_arrays
@@ -215,13 +215,15 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"no such checkpoint folder: {folder}")
+    if (folder / STATE_FILE).exists() and not (folder / STATE_FILE).is_file():
+        raise CheckpointError(f"{folder}: {STATE_FILE} is missing ({not_a_file(folder / STATE_FILE)})")
     try:
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         if state["crc32"] != _state_crc32(state):
             raise ValueError("its checksum is not what was written")
         files = state["files"]
         _check_state(state)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+    except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: {STATE_FILE} is missing ({error})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder}: {STATE_FILE} is damaged ({error})") from error
@@ -244,8 +246,11 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[
 def list_checkpoints(save_dir: str | Path) -> list[Path]:
     """Checkpoint folders, oldest iteration first."""
     save_dir = Path(save_dir)
-    folders = [p for p in save_dir.iterdir() if p.is_dir()] if save_dir.is_dir() else []
-    found = [(int(m[1]), p) for p in folders if (m := _NAME.fullmatch(p.name))]
+    try:
+        entries = list(os.scandir(save_dir))
+    except (FileNotFoundError, NotADirectoryError):  # any other error of the disk does not mean that there are none
+        return []
+    found = [(int(m[1]), save_dir / e.name) for e in entries if (m := _NAME.fullmatch(e.name)) and e.is_dir()]
     return [path for _, path in sorted(found)]
 
 

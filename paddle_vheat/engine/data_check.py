@@ -221,9 +221,9 @@ def try_losses(task: Task, model: Any, autocast: Callable[[], Any] = contextlib.
             task.losses(model, task.prepare(to_tensors(batch), 0))
         except (UserError, OSError):
             raise
-        except (ValueError, RuntimeError, AssertionError, IndexError) as error:  # as libraries say it
+        except (ValueError, TypeError, RuntimeError, AssertionError, IndexError) as error:  # as libraries say it
             text = " ".join(str(error).split("The error message is:")[-1].split())
-            raise ConfigError(f"{task.source}: model and losses fail on a trial batch: {text}") from error
+            raise ConfigError(f"{task.source}: model and losses fail on a trial batch: {text[:500]}") from error
 
 
 def check_resume(save_dir: str | Path, where: str, model: Any) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from paddle_vheat._paddle import paddle
 from paddle_vheat.engine.loader import IndexedDataset, load_batches, sample_files
-from paddle_vheat.engine.task import Scores, Task
+from paddle_vheat.engine.task import Batch, Scores, Task
 from paddle_vheat.errors import DataError, UserError
 from paddle_vheat.ops.fold import fold
+
+if TYPE_CHECKING:
+    from paddle_vheat.deploy.predictor import Predictor
 
 
 @contextlib.contextmanager
@@ -60,6 +63,46 @@ def evaluate(
     Raises:
         DataError: for a sample that cannot be scored, naming its file.
     """
+    model = evaluation_form(model)
+
+    def infer(batch: Batch) -> Any:
+        with autocast():
+            return task.infer(model, batch)
+
+    with evaluating(model):
+        return _score(task, infer, num_workers, stop, progress)
+
+
+def evaluate_exported(task: Task, predictor: Predictor, *, num_workers: int = 0) -> Scores | None:
+    """Score an exported model, with its own preparation of the images, on the task's validation set.
+
+    Args:
+        predictor: of the folder that ``export.py`` wrote.
+        num_workers: processes that read the data.
+
+    Returns:
+        The scores, equal on every process.
+
+    Raises:
+        UserError: if the export is another task's, or the task cannot score exports.
+        DataError: for a sample that cannot be scored, naming its file.
+    """
+    folder, theirs = predictor.description.path.parent, predictor.description.task
+    if theirs != task.name:
+        raise UserError(f"{folder}: is an export for {theirs}, and {task.source} is for {task.name}")
+    if not hasattr(task, "infer_exported"):
+        raise UserError(f"{folder}: {task.name} cannot score exported models (it has no method infer_exported)")
+    return _score(task, lambda batch: task.infer_exported(predictor, batch), num_workers)
+
+
+def _score(
+    task: Task,
+    infer: Callable[[Batch], Any],
+    num_workers: int,
+    stop: Callable[[], bool] = bool,
+    progress: bool = True,
+) -> Scores | None:
+    """Collect what ``infer`` gives for every batch; see :func:`evaluate`."""
     dataset, evaluator = task.dataset("val"), task.evaluator()
     rank, world_size = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
     batches = task.eval_batches(dataset, range(rank, len(dataset), world_size))
@@ -68,23 +111,19 @@ def evaluate(
     shown = None if progress and rank == 0 else True
     bar = tqdm(total=sum(map(len, batches)), desc="evaluating", unit="img", leave=False, disable=shown)
     stopped = False
-    model = evaluation_form(model)
     try:
-        with evaluating(model):
-            for batch in loader:
-                stopped = stop()
-                if stopped:
-                    break
-                try:
-                    with autocast():
-                        outputs = task.infer(model, batch)
-                    evaluator.update(outputs, batch)
-                except UserError:
-                    raise
-                except ValueError as error:
-                    files = sample_files(dataset, batch["meta"][0]["index"])
-                    raise DataError(f"{(files or ['sample'])[-1]}: {error}") from error
-                bar.update(len(batch["meta"]))
+        for batch in loader:
+            stopped = stop()
+            if stopped:
+                break
+            try:
+                evaluator.update(infer(batch), batch)
+            except UserError:
+                raise
+            except ValueError as error:
+                files = sample_files(dataset, batch["meta"][0]["index"])
+                raise DataError(f"{(files or ['sample'])[-1]}: {error}") from error
+            bar.update(len(batch["meta"]))
     finally:
         loader.close()
         bar.close()

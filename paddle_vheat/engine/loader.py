@@ -143,6 +143,9 @@ class IterationSampler:
     Epochs are shuffled by (seed, epoch) and follow each other without a gap: a batch may span two, and none is
     cut short. In each iteration, process ``rank`` takes the ``rank``-th of ``world_size`` slices of ``batch_size``
     samples. With ``drop_last`` an epoch ends before the batch that would span two.
+
+    With ``groups``, the group of every sample, no batch has samples of two: they follow in the order in which they fill
+    up. What is left of a group at the end of an epoch is filled up with its first samples of that epoch.
     """
 
     def __init__(
@@ -156,6 +159,7 @@ class IterationSampler:
         world_size: int = 1,
         shuffle: bool = True,
         drop_last: bool = False,
+        groups: np.ndarray | None = None,
     ) -> None:
         if length < 1:
             raise DataError("the training set is empty")
@@ -163,15 +167,29 @@ class IterationSampler:
         self.start, self.rank, self.world_size, self.shuffle = start, rank, world_size, shuffle
         total = batch_size * world_size
         self.epoch_length = length // total * total if drop_last and length >= total else length
+        self.groups = groups
+        if groups is not None:
+            _, counts = np.unique(groups, return_counts=True)
+            self.epoch_length = int((-(-counts // batch_size) * batch_size).sum())
 
     def __len__(self) -> int:
         return self.iters - self.start
 
     def order(self, epoch: int) -> np.ndarray:
         """Indices of the samples in the order of an epoch."""
-        if not self.shuffle:
-            return np.arange(self.length)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.length)
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+        return order if self.groups is None else self._by_groups(order, self.groups[order])
+
+    def _by_groups(self, order: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        batches = []
+        for group in np.unique(groups):
+            places = np.flatnonzero(groups == group)
+            filled = np.resize(order[places], -(-len(places) // self.batch_size) * self.batch_size)
+            last = places[np.minimum(np.arange(self.batch_size - 1, len(filled), self.batch_size), len(places) - 1)]
+            batches += list(zip(last, filled.reshape(-1, self.batch_size)))
+        return np.concatenate([batch for _, batch in sorted(batches, key=lambda pair: pair[0])])
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = -1, np.empty(0, int)

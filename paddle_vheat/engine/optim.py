@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import nn, paddle
-from paddle_vheat.config import build, building
+from paddle_vheat.config import build, building, option
+from paddle_vheat.config.options import check_fields
 from paddle_vheat.engine.loader import check_workers
 from paddle_vheat.errors import UserError
 
@@ -25,6 +25,7 @@ class Epochs:
 
 
 Duration = Any  # int (iterations) or Epochs
+MAX_STEPS = 10**9
 
 
 @dataclass(frozen=True)
@@ -104,34 +105,27 @@ class Recipe:
 class TrainOptions:
     """What the command line decides about a run; None leaves it to the task's recipe."""
 
-    iters: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    accumulation: int | None = None
-    save_interval: int | None = None
-    precision: str | None = None
-    amp_level: str | None = None
-    num_workers: int | None = None
-    use_ema: bool = False
-    save_dir: str = "output"
-    log_iters: int = 10
-    keep_checkpoint_max: int = 5
-    seed: int = 42
-    do_eval: bool = False
-    use_vdl: bool = False
-    resume_model: str | None = None
-    early_stop_intervals: int | None = None
-    max_skipped_steps: int = 0
+    iters: int | None = option(int, None, min=1, max=MAX_STEPS)
+    batch_size: int | None = option(int, None, min=1, max=MAX_STEPS)
+    learning_rate: float | None = option(float, None, above=0, max=10**6)
+    accumulation: int | None = option(int, None, min=1, max=MAX_STEPS)
+    save_interval: int | None = option(int, None, min=1, max=MAX_STEPS)
+    precision: str | None = option(str, None, choices=("fp32", "fp16", "bf16"))
+    amp_level: str | None = option(str, None, choices=("O1", "O2"))
+    num_workers: int | None = option(int, None)
+    use_ema: bool = option(bool, False)
+    save_dir: str = option(str, "output")
+    log_iters: int = option(int, 10, min=1, max=MAX_STEPS)
+    keep_checkpoint_max: int = option(int, 5, min=0, max=MAX_STEPS)
+    seed: int = option(int, 42, min=0, max=2**63 - 1)
+    do_eval: bool = option(bool, False)
+    use_vdl: bool = option(bool, False)
+    resume_model: str | None = option(str, None)
+    early_stop_intervals: int | None = option(int, None, min=1, max=MAX_STEPS)
+    max_skipped_steps: int = option(int, 0, min=0, max=MAX_STEPS)
 
     def __post_init__(self) -> None:
-        lowest = dict.fromkeys(("iters", "batch_size", "accumulation", "save_interval", "early_stop_intervals"), 1)
-        lowest.update(log_iters=1, seed=0, keep_checkpoint_max=0, max_skipped_steps=0)
-        for name, low in lowest.items():
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), low, 2**63 - 1)
-        rate = self.learning_rate
-        if rate is not None and not 0 < rate <= 1e6:
-            raise UserError(f"learning_rate must be above 0 and at most 1000000, got {rate}")
+        check_fields(self)
         if self.num_workers is not None:
             check_workers(self.num_workers, "num_workers")
         if self.early_stop_intervals is not None and not self.do_eval:

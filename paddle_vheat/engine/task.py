@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from paddle_vheat.deploy.predictor import Predictor
     from paddle_vheat.engine.optim import Factors, Recipe
 
 Sample = dict[str, Any]
@@ -84,7 +85,10 @@ class Evaluator(Protocol):
 
 
 class Dataset(Protocol):
-    """Samples by index. The three methods beside the items are optional: see ``engine/data_check.py``."""
+    """Samples by index. The three methods beside the items are optional: see ``engine/data_check.py``.
+
+    So is an attribute ``groups``, an integer of each sample: a training batch is then of one group.
+    """
 
     def __len__(self) -> int: ...
 
@@ -143,6 +147,14 @@ class Task(Protocol):
 
     def infer(self, model: Layer, batch: Batch) -> Any:
         """The model's outputs for an evaluation batch, as the evaluator takes them."""
+
+    def infer_exported(self, predictor: Predictor, batch: Batch) -> Any:
+        """The same by an exported model, which prepares the images itself; optional, for ``val.py --exported``.
+
+        ``predictor.predictions(images)`` gives what is deployed, ``predictor.outputs(images)`` what the programs give,
+        with ``prepared=True`` of inputs that the data set has prepared, where these are no files (a degraded image).
+        ``batch["meta"][i]["index"]`` is the sample's index in the validation set.
+        """
 
     def evaluator(self) -> Evaluator:
         """A new one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import time
 import traceback
@@ -23,6 +24,7 @@ from paddle_vheat.engine.precision import Precision
 from paddle_vheat.engine.saving import Checkpoints, Evaluation
 from paddle_vheat.engine.task import Batch, Task
 from paddle_vheat.errors import UserError
+from paddle_vheat.ops.training import accelerate_training
 
 
 class Trainer:
@@ -48,6 +50,7 @@ class Trainer:
         model = task.build_model()
         if paddle.get_device().startswith("gpu") and self.world_size > 1:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = accelerate_training(model)
         self.scheduler = build_scheduler(self.recipe, f"{task.source}: learning rate")
         factors = task.parameter_factors(model)
         optimizer = build_optimizer(self.recipe, model, self.scheduler, factors, f"{task.source}: optimizer")
@@ -94,7 +97,7 @@ class Trainer:
             "iteration" reached, "best" score per kind of weights, and "stopped": None, "signal" or "early".
         """
         with self.log.writing(self.save_dir):
-            self.save_dir.mkdir(parents=True, exist_ok=True)
+            os.makedirs(os.path.realpath(self.save_dir), exist_ok=True)
         with contextlib.ExitStack() as stack:
             if self.is_main:
                 with self.log.writing(self.save_dir):
@@ -140,7 +143,8 @@ class Trainer:
         dataset = SeededDataset(self.task.dataset("train"), seed)
         steps = recipe.iters * micro, seed, self.iteration * micro
         place = self.rank, self.world_size, recipe.shuffle, recipe.drop_last
-        sampler = IterationSampler(len(dataset), recipe.batch_size, *steps, *place)
+        groups = getattr(dataset.dataset, "groups", None)
+        sampler = IterationSampler(len(dataset), recipe.batch_size, *steps, *place, groups)
         return load_batches(dataset, sampler, recipe.num_workers, self.task.collate)
 
     def _step(self, batches: Iterator[Batch]) -> None:

@@ -26,6 +26,7 @@ from paddle_vheat._paddle import nn
 from paddle_vheat.models import VARIANTS, VHeatClassifier
 from paddle_vheat.models.registry import unknown_name
 from paddle_vheat.models.vheat import Stage
+from paddle_vheat.weights.download import local_file
 from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights
 
 Tensor = Any
@@ -173,13 +174,11 @@ def _build(name: str, pretrained: Any, use_ssld: bool, arguments: dict[str, Any]
             raise TypeError(f"{arch}: {unknown_name('argument', argument, _ARGUMENTS)}")
     if use_ssld:
         raise ValueError(f"{arch}: use_ssld must be False: there are no weights distilled by SSLD for vHeat")
-    if pretrained is True or (isinstance(pretrained, str) and pretrained.startswith(("http://", "https://"))):
+    if pretrained is not None and not isinstance(pretrained, (bool, str, Path)):
         raise ValueError(
-            f"{arch}: pretrained must be the path of a checkpoint, got {pretrained!r}; nothing is downloaded "
-            "(tools/convert_weights.py makes one from the authors' weights)"
+            f"{arch}: pretrained must be False, True, 'imagenet', an address or the path of a checkpoint, got "
+            f"{pretrained!r}"
         )
-    if pretrained not in (None, False) and not isinstance(pretrained, (str, Path)):
-        raise ValueError(f"{arch}: pretrained must be False or the path of a checkpoint, got {pretrained!r}")
     variant = VARIANTS[name]
     settings = {key: value for key, value in arguments.items() if value is not None}
     class_num = settings.pop("class_num", None)
@@ -193,7 +192,7 @@ def _build(name: str, pretrained: Any, use_ssld: bool, arguments: dict[str, Any]
         **settings,
     )
     if pretrained not in (None, False):
-        model.load_report = _load(model, pretrained, replace_head=class_num is not None)
+        model.load_report = _load(model, local_file(pretrained, name), replace_head=class_num is not None)
     return model
 
 
@@ -205,8 +204,10 @@ def _arch(name: str) -> Any:
     build.__doc__ = f"""The {name} classifier as a PaddleClas architecture.
 
     Args:
-        pretrained: False (or None), or the path of a ``.pdparams`` or ``.safetensors`` file of a classifier in
-            this project's layout. Loading is strict; frequency embeddings of another resolution are resized.
+        pretrained: False (or None); True or "imagenet" for the authors' ImageNet release; an address; or the path of
+            a classifier: ``.pdparams`` or ``.safetensors`` in this project's layout, or a published ``.pth``. See
+            :func:`paddle_vheat.weights.download.local_file`. Loading is strict; frequency embeddings of another
+            resolution are resized.
             If ``class_num`` is given and is not the file's, exactly the head is newly initialised, and a warning
             says so. ``model.load_report`` tells what was done.
         use_ssld: must be False; PaddleClas passes it to every architecture.
@@ -220,7 +221,7 @@ def _arch(name: str) -> Any:
     Raises:
         TypeError: for any other argument.
         ValueError: for a checkpoint that does not fit, listing keys that are missing, unexpected or of another shape;
-            for ``pretrained=True`` and addresses (nothing is downloaded); for ``use_ssld=True``.
+            for what cannot be downloaded; for ``use_ssld=True``.
         FileNotFoundError: if there is no such checkpoint.
     """
     return build

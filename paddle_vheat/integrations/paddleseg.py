@@ -31,6 +31,7 @@ from paddle_vheat.integrations._paddleseg_patches import apply_patches
 from paddle_vheat.integrations._paddleseg_reading import ReadingTransforms, wrap_dataset
 from paddle_vheat.losses import PixelContrastLoss
 from paddle_vheat.models import VARIANTS, VHeat, contrast, upernet
+from paddle_vheat.weights.download import local_file
 from paddle_vheat.weights.loading import LoadReport, load_segmentor, load_state, load_weights, read_weights
 
 __all__ = [
@@ -96,17 +97,20 @@ def vHeat(
     img_size: int | Sequence[int] = 512,
     in_channels: int = 3,
     recompute: bool = False,
-    pretrained: str | None = None,
+    pretrained: str | bool | None = None,
+    ablation: Any = None,
 ) -> VHeat:
     """Backbone of any widths and depths; see :class:`paddle_vheat.models.VHeat`.
 
-    ``img_size`` is an int or [height, width]. ``pretrained`` is a checkpoint's path: see :func:`load_backbone`.
+    ``img_size`` is an int or [height, width]. ``pretrained`` is a checkpoint's path, address or release: see
+    :func:`paddle_vheat.weights.download.local_file` and :func:`load_backbone`.
     """
     backbone = VHeat(
-        embed_dim, depths, post_norm, layer_scale, drop_path_rate, img_size, in_channels, recompute=recompute
-    )
-    if pretrained is not None:
-        load_backbone(backbone, pretrained)
+        embed_dim, depths, post_norm, layer_scale, drop_path_rate, img_size, in_channels, recompute=recompute,
+        ablation=ablation,
+    )  # fmt: skip
+    if pretrained:
+        load_backbone(backbone, local_file(pretrained, "vHeat"))
     return backbone
 
 
@@ -119,10 +123,12 @@ def _variant(name: str, drop_path_rate: float) -> Any:
         img_size: int | Sequence[int] = 512,
         in_channels: int = 3,
         recompute: bool = False,
-        pretrained: str | None = None,
+        pretrained: str | bool | None = None,
+        ablation: Any = None,
     ) -> VHeat:
         own = variant.embed_dim, variant.depths, variant.post_norm, variant.layer_scale
-        return vHeat(*own, drop_path_rate, img_size, in_channels, recompute, pretrained)
+        path = str(local_file(pretrained, name)) if pretrained else None
+        return vHeat(*own, drop_path_rate, img_size, in_channels, recompute, path, ablation)
 
     build.__name__ = build.__qualname__ = name.replace("vheat", "vHeat")
     build.__doc__ = f"The {name} backbone; arguments as of vHeat. Drop path {default} is the ADE20K recipe's."
@@ -135,14 +141,16 @@ vHeat_base = _variant("vheat_base", 0.5)
 
 
 def _model(name: str, parent: Any, load: Callable[[Any, str], LoadReport]) -> Any:
-    """A model of ours with one argument more: ``pretrained``, the path of a checkpoint for ``load``."""
+    """A model of ours with one argument more: ``pretrained``, the path, address or release of a checkpoint for
+    ``load``."""
     arguments = inspect.signature(parent.__init__)
     pretrained = inspect.Parameter("pretrained", inspect.Parameter.KEYWORD_ONLY, default=None)
 
     def __init__(self: Any, *args: Any, pretrained: str | None = None, **kwargs: Any) -> None:
         parent.__init__(self, *args, **kwargs)
-        if pretrained is not None:
-            logger.info(f"{name} from {pretrained}: {load(self, pretrained)}")
+        if pretrained:
+            path = str(local_file(pretrained, name))
+            logger.info(f"{name} from {path}: {load(self, path)}")
 
     # By it, misspelt keys are found.
     __init__.__signature__ = arguments.replace(parameters=[*arguments.parameters.values(), pretrained])  # type: ignore[attr-defined]

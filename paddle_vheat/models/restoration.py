@@ -193,8 +193,8 @@ class Group(nn.Layer):
             return
         with paddle.no_grad():
             embedding = resized_embedding(self.frequency_embedding, *size)
-        for block in self.blocks:
-            block.mixer = FoldedHeatConduction2D(block.mixer, embedding)
+            for block in self.blocks:
+                block.mixer = FoldedHeatConduction2D(block.mixer, block.mixer.decay(embedding))
         self.frequency_embedding = None
 
     def fast_form(self) -> nn.Layer:

@@ -16,13 +16,14 @@ from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import PADDLE_2, F, nn, paddle
 from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform
 from paddle_vheat.ops import HeatConduction2D, fold
-from paddle_vheat.ops.dct import dtype_name, known_size, size_of
+from paddle_vheat.ops.dct import check_products, dtype_name, known_size, size_of
 from paddle_vheat.ops.fold import apply_linear, become, convolve_channels_last, int_pair
 from paddle_vheat.ops.heat import FoldedHeatConduction2D, published_normal, resized_embedding
 
 Tensor = Any
 
 MIN_SIZE = 32  # pixels a side: the backbone's total stride
+MAX_BLOCKS = 1000
 MAX_PARAMETERS = 10**9  # the largest of the paper has a tenth of it
 
 
@@ -209,8 +210,8 @@ class Stage(nn.Layer):
         """Make every operator one for maps of ``size``, in place."""
         with paddle.no_grad():
             embedding = resized_embedding(self.frequency_embedding, *size)
-        for block in self.blocks:
-            block.hco = FoldedHeatConduction2D(block.hco, embedding)
+            for block in self.blocks:
+                block.hco = FoldedHeatConduction2D(block.hco, block.hco.decay(embedding))
         self.frequency_embedding = None
 
     def fast_form(self) -> nn.Layer:
@@ -244,6 +245,7 @@ class VHeat(nn.Layer):
         out_indices: which stages' maps ``forward`` gives; stages after the last of them are not run.
         recompute: whether training recomputes each block's activations in the backward pass (gradient
             checkpointing): less memory, about a third more time, the same results.
+        ablation: what of the operator is replaced, see :func:`paddle_vheat.models.ablation.read_ablation`.
 
     Shapes:
         image (B, in_channels, H, W) -> a map (B, D * 2^i, ceil(H / 2^(i+2)), ceil(W / 2^(i+2))) for each i of
@@ -262,16 +264,20 @@ class VHeat(nn.Layer):
         out_norms: bool = True,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         recompute: bool = False,
+        ablation: Any = None,
     ) -> None:
         super().__init__()
-        if len(depths) != 4 or min(depths) < 1:
-            raise ValueError(f"VHeat: depths must be four positive numbers, got {tuple(depths)}")
+        if len(depths) != 4 or min(depths) < 1 or sum(depths) > MAX_BLOCKS:
+            raise ValueError(
+                f"VHeat: depths must be four positive numbers of at most {MAX_BLOCKS} in all, got {tuple(depths)}"
+            )
         if embed_dim < 2 or embed_dim % 2:
             raise ValueError(f"VHeat: embed_dim must be even and positive, got {embed_dim}")
         if not 0.0 <= drop_path_rate < 1.0:
             raise ValueError(f"VHeat: drop_path_rate must be in [0, 1), got {drop_path_rate}")
         if not out_indices or list(out_indices) != sorted({i for i in out_indices if i in range(4)}):
             raise ValueError(f"VHeat: out_indices must be rising numbers from 0 to 3, got {tuple(out_indices)}")
+        check_integer("VHeat: in_channels", in_channels, 1)
         self.img_size = size_pair(img_size)
         widths = [embed_dim * 2**i for i in range(4)]
         blocks = sum(12 * width**2 * depth for width, depth in zip(widths, depths))
@@ -296,6 +302,10 @@ class VHeat(nn.Layer):
             for i, channels in enumerate(widths):
                 self.add_sublayer(f"outnorm{i}", nn.LayerNorm(channels, epsilon=1e-5))
         self.folded_for: tuple[int, int] | None = None
+        if ablation is not None:
+            from paddle_vheat.models.ablation import ablate
+
+            ablate(self, ablation)
         self.set_recompute(recompute)
         self._init_weights()
 
@@ -335,6 +345,7 @@ class VHeat(nn.Layer):
                 f"VHeat: expected images of the model's {dtype_name(ours)}, got {dtype_name(theirs)}; cast the images, "
                 f"or the model by model.to(dtype=...)"
             )
+        check_products(x, "VHeat")
         if self.folded_for is not None:
             if (height, width) != self.folded_for:
                 raise ValueError(
@@ -408,6 +419,8 @@ class VHeatClassifier(nn.Layer):
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         return self.backbone.forward_features(x)
+
+    no_weight_decay = VHeat.no_weight_decay
 
     def forward(self, x: Tensor) -> Tensor:
         last = self.backbone.forward_stages(x)[-1]

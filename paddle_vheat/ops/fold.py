@@ -82,6 +82,7 @@ def _evaluated(model: Any) -> Any:
     model = copy.deepcopy(model)
     model.eval()
     for layer in model.sublayers(include_self=True):
+        layer.__class__ = getattr(layer, "plain_form", type(layer))  # see ops/training.py
         if is_plain(layer):
             layer.was_plain = True  # when folded; a layer that is put in its place later has no such mark
     return model

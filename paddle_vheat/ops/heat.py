@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import PADDLE_2, F, nn, no_autocast, paddle
 from paddle_vheat.ops.dct import check_products, cosine_basis, dtype_name, is_empty, known_size, size_of
 from paddle_vheat.ops.fold import apply_linear, become, depthwise_then_linear, int_pair
@@ -192,6 +193,7 @@ class HeatConduction2D(nn.Layer):
             data_format = "NHWC" if size is None else "NCHW"
         if data_format not in ("NHWC", "NCHW"):
             raise ValueError(f"HeatConduction2D: data_format must be 'NHWC' or 'NCHW', got {data_format!r}")
+        check_integer("HeatConduction2D: channels", channels, 1)
         self.channels = channels
         self.data_format = data_format
         self.float32_transform = float32_transform
@@ -205,13 +207,25 @@ class HeatConduction2D(nn.Layer):
             shape = [*int_pair(size, "HeatConduction2D: size"), channels]
             self.frequency_embedding = self.create_parameter(shape, default_initializer=published_normal())
 
-    def decay(self, frequency_embedding: Tensor) -> Tensor:
-        """Decay of every mode, float32 or float64 (H, W, C), from a frequency embedding (H, W, C)."""
+    def thermal_diffusivity(self, frequency_embedding: Tensor) -> Tensor:
+        """k of every mode, float32 or float64 (H, W, C), from a frequency embedding (H, W, C)."""
         # Under AMP the product would overflow half precision long before the exponential forgives it.
         with no_autocast():
             embedding = _wide(frequency_embedding)
             weight, bias = self.to_k.weight.astype(embedding.dtype), self.to_k.bias.astype(embedding.dtype)
-            return _decay(F.relu(F.linear(embedding, weight, bias)))
+            return F.relu(F.linear(embedding, weight, bias))
+
+    def decay(self, frequency_embedding: Tensor) -> Tensor:
+        """Decay of every mode, float32 or float64 (H, W, C), from a frequency embedding (H, W, C)."""
+        return _decay(self.thermal_diffusivity(frequency_embedding))
+
+    def diffusivity_for(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
+        """k as it is for the map ``x``; arguments as of :meth:`forward`."""
+        return self.thermal_diffusivity(self._resized(x, self._checked(x, frequency_embedding)))
+
+    def decay_for(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
+        """The decay as it is for the map ``x``; arguments as of :meth:`forward`."""
+        return self.decay(self._resized(x, self._checked(x, frequency_embedding)))
 
     def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
         """Apply the operator.
@@ -227,7 +241,7 @@ class HeatConduction2D(nn.Layer):
         Raises:
             ValueError: for maps of another shape, and without any embedding.
         """
-        return self.conduct(x, self.decay(self._resized(x, self._checked(x, frequency_embedding))))
+        return self.conduct(x, self.decay_for(x, frequency_embedding))
 
     # Where code is converted to a static graph, asking for a length would add operations to it.
     @paddle.jit.not_to_static
@@ -314,8 +328,8 @@ class FastHeatConduction2D(HeatConduction2D):
         """See :mod:`paddle_vheat.ops.fold`."""
         if len(self._decays.items) != 1 or "_unkept" in vars(self):
             return self
-        (((embedding, decay), _),) = self._decays.items.values()
-        return FoldedHeatConduction2D(self, resized_embedding(embedding, *decay.shape[:2]))
+        (((_, decay), _),) = self._decays.items.values()
+        return FoldedHeatConduction2D(self, decay)
 
 
 class FoldedHeatConduction2D(nn.Layer):
@@ -323,7 +337,7 @@ class FoldedHeatConduction2D(nn.Layer):
 
     Args:
         hco: the operator, whose layers it takes over.
-        frequency_embedding: (H, W, C) at that size.
+        decay: (H, W, C), of maps of that size.
     """
 
     conduct, _conduct_heat, _project, _mix = (
@@ -333,20 +347,21 @@ class FoldedHeatConduction2D(nn.Layer):
         FastHeatConduction2D._mix,
     )
 
-    def __init__(self, hco: HeatConduction2D, frequency_embedding: Tensor) -> None:
+    def __init__(self, hco: HeatConduction2D, decay: Tensor) -> None:
         super().__init__()
         for name in ("dwconv", "linear", "out_norm", "out_linear"):
             setattr(self, name, getattr(hco, name))
         self.channels, self.data_format, self.training = hco.channels, hco.data_format, hco.training
         self.float32_transform = hco.float32_transform
-        with paddle.no_grad():
-            decay = hco.decay(frequency_embedding)
         # A parameter, so that it is counted, saved and moved with the others, but never trained.
         self.decay = self.create_parameter(decay.shape, dtype=decay.dtype)
         self.decay.set_value(decay)
         self.decay.stop_gradient = True
         self.decay.trainable = False
         self.folded_for = tuple(decay.shape[:2])
+
+    def decay_for(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
+        return self.decay
 
     def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
         return self.conduct(x, self.decay)

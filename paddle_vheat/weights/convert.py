@@ -12,13 +12,16 @@ import numpy as np
 
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import UserError
+from paddle_vheat.models.mask_rcnn import MaskRCNN
 from paddle_vheat.models.upernet import UPerNet
 from paddle_vheat.models.vheat import VARIANTS, VHeat, VHeatClassifier, fold_model, stage_sizes
+from paddle_vheat.weights.detection_keys import detection_key_map
 from paddle_vheat.weights.key_map import convert_state
 from paddle_vheat.weights.loading import EMBEDDING_SUFFIX, LoadReport, load_state
 from paddle_vheat.weights.torch_file import read_torch_file
 
 RESIZE_RULES = ("bicubic", "zero_pad")
+_HIDDEN = "roi_head.bbox_head.shared_fcs.0.bias"
 
 
 class ConversionError(UserError):
@@ -29,7 +32,7 @@ class ConversionError(UserError):
 class Published:
     """A published checkpoint, recognised."""
 
-    kind: str  # "classification", "segmentation" or "detection" (of which only the backbone is used)
+    kind: str  # "classification", "segmentation" or "detection"
     variant: str  # name in VARIANTS, or "custom"
     folded: bool
     weights: str  # which weights of the file: "model", "model_ema", "state_dict", ...
@@ -74,7 +77,8 @@ def _pick_state(content: Any, ema: bool, path: Path) -> tuple[str, dict[str, np.
 
 
 def _strip(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without the prefix that data-parallel training puts before every name."""
+    """Without the prefix that data-parallel training and averaging put before every name, and the average's counter."""
+    state = {name: value for name, value in state.items() if name != "steps"}
     if all(name.startswith("module.") for name in state):
         return {name[len("module.") :]: value for name, value in state.items()}
     return state
@@ -141,12 +145,7 @@ def read_published(path: str | Path, ema: bool = False, content: Any = None) -> 
     if any(name.startswith("decode_head.") for name in state):
         kind, num_classes = "segmentation", int(state["decode_head.conv_seg.weight"].shape[0])
     elif any(name.startswith(("neck.", "rpn_head.", "roi_head.")) for name in state):
-        kind, num_classes = "detection", None
-        for group in ("neck", "rpn_head", "roi_head"):
-            count = sum(name.startswith(f"{group}.") for name in state)
-            if count:
-                dropped[f"{group}.* ({count} arrays)"] = "only the backbone of a detector is used"
-        state = {n: v for n, v in state.items() if not n.startswith(("neck.", "rpn_head.", "roi_head."))}
+        kind, num_classes = "detection", _width(state, "roi_head.mask_head.conv_logits.bias", path)
     elif "classifier.3.weight" in state:
         kind, num_classes = "classification", int(state["classifier.3.weight"].shape[0])
     else:
@@ -156,6 +155,12 @@ def read_published(path: str | Path, ema: bool = False, content: Any = None) -> 
         dropped[f"*.num_batches_tracked ({len(counters)} counters)"] = "no counterpart in Paddle"
         state = {n: v for n, v in state.items() if n not in set(counters)}
     return Published(kind, _variant_name(backbone), folded, weights, state, dropped, backbone, num_classes)
+
+
+def _width(state: Mapping[str, np.ndarray], name: str, path: str | Path = "the checkpoint") -> int:
+    if name not in state or not state[name].ndim:
+        raise ConversionError(f"{path}: no whole Mask R-CNN: {name} is missing")
+    return int(state[name].shape[0])
 
 
 def build_model(published: Published) -> Any:
@@ -172,7 +177,8 @@ def build_model(published: Published) -> Any:
             aux_channels=0 if auxiliary is None else int(auxiliary.shape[1]),
         )
     else:
-        model = VHeat(**backbone)
+        channels, hidden = (_width(state, name) for name in ("neck.lateral_convs.0.conv.bias", _HIDDEN))
+        model = MaskRCNN(published.num_classes or 0, VHeat(**backbone, out_norms=True), channels, hidden)
     return fold_model(model, published.img_size) if published.folded else model
 
 
@@ -202,9 +208,12 @@ def convert(published: Published, img_size: int | None = None, resize: str = "bi
     """
     if resize not in RESIZE_RULES:
         raise ConversionError(f"resize: expected one of {', '.join(RESIZE_RULES)}, got {resize!r}")
-    state, unexpected = convert_state(published.state)
+    unexpected: list[str] = []
     if published.kind == "detection":
-        state = {name[len("backbone.") :]: value for name, value in state.items()}
+        keys = detection_key_map(published.state)
+        state = {ours: change.to_ours(published.state[name]) for name, (ours, change) in keys.items()}
+    else:
+        state, unexpected = convert_state(published.state)
     if unexpected:
         raise ConversionError(f"unexpected keys ({len(unexpected)}): {', '.join(unexpected[:10])}")
     if img_size is not None:
@@ -225,13 +234,28 @@ def convert(published: Published, img_size: int | None = None, resize: str = "bi
     return model, report
 
 
+def converted_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """A published checkpoint's arrays under the names of our model's ``state_dict()``, converted strictly.
+
+    Raises:
+        FileNotFoundError, UnsafeFileError, ConversionError: naming the file and what is wrong.
+    """
+    published = read_published(path)
+    try:
+        model, _ = convert(published)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
 def check(model: Any, size: tuple[int, int]) -> dict[str, float]:
     """Run the training form and the folded form on an image; largest differences relative to the largest value."""
     model.eval()
     folded = fold_model(model, size)
     x = paddle.to_tensor(np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32))
     with paddle.no_grad():
-        ours, theirs = model(x), folded(x)
+        forms = [form.forward_features if isinstance(form, MaskRCNN) else form for form in (model, folded)]
+        ours, theirs = (form(x) for form in forms)
     if not isinstance(ours, list):
         ours, theirs = [ours], [theirs]
     differences = {}

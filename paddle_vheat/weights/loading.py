@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_vheat._files import write_atomically
+from paddle_vheat._files import no_such_file, write_atomically
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import UserError
 from paddle_vheat.models.vheat import VHeat, VHeatClassifier
@@ -47,9 +47,15 @@ class LoadReport:
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     """Names and arrays of a ``.pdparams`` or ``.safetensors`` file, read without running code from it.
 
+    A published ``.pth`` is converted strictly by :mod:`paddle_vheat.weights.convert`, and has our names then.
+
     Raises:
-        FileNotFoundError, UnsafeFileError: naming the file and what is wrong with it.
+        FileNotFoundError, ValueError: naming the file and what is wrong with it.
     """
+    if Path(path).suffix == ".pth":
+        from paddle_vheat.weights.convert import converted_arrays  # which loads, by what is here
+
+        return converted_arrays(path)
     if Path(path).suffix == ".safetensors":
         return _read_safetensors(Path(path))
     content = load_arrays(path)
@@ -65,8 +71,8 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    if why := no_such_file(path):
+        raise FileNotFoundError(why)
     try:
         return load_file(path)
     except Exception as error:  # its own exception type, and whatever NumPy makes of a damaged header
@@ -232,11 +238,13 @@ def load_weights(
     return load_state(layer, read_weights(path), str(path), optional_prefixes, unused_prefixes)
 
 
-def load_pretrained(model: Any, path: str | Path) -> LoadReport:
+def load_pretrained(model: Any, path: str | Path, new_head: bool = False) -> LoadReport:
     """Fill a model strictly from a file of its kind, a backbone also by :func:`load_backbone`, and a classifier without
-    a head (``num_classes`` 0) also from one with a head."""
+    a head (``num_classes`` 0) also from one with a head; with ``new_head`` by :func:`load_classifier`."""
     if isinstance(model, VHeat):
         return load_backbone(model, path)
+    if new_head and isinstance(model, VHeatClassifier) and model.num_classes:
+        return load_classifier(model, path)
     headless = isinstance(model, VHeatClassifier) and model.num_classes == 0
     return load_weights(model, path, unused_prefixes=("head.",) if headless else ())
 
@@ -305,3 +313,32 @@ def load_segmentor(model: Any, path: str | Path) -> LoadReport:
         state = {name: value for name, value in state.items() if not name.startswith(classifiers)}
         return load_state(model, state, str(path), (*classifiers, *new_head))
     return load_state(model, state, str(path), new_head)
+
+
+_CLASSES_OF_DETECTOR = ("roi_head.box_head.scores.", "roi_head.box_head.deltas.", "roi_head.mask_head.classifier.")
+
+
+def load_detector(model: Any, path: str | Path) -> LoadReport:
+    """Fill a detector strictly, but for what fine-tuning initialises.
+
+    From a detector of another number of classes, the last layers of the two heads are newly initialised; from a
+    checkpoint of a backbone, a classifier or a segmentor, everything but the backbone, and its output norms if the file
+    has none.
+
+    Args:
+        model: :class:`paddle_vheat.models.mask_rcnn.MaskRCNN`.
+
+    Raises:
+        ValueError: for other missing or unexpected keys, and those of another shape or dtype.
+    """
+    state = read_weights(path)
+    if any(name.startswith("roi_head.") for name in state):
+        theirs = state.get("roi_head.mask_head.classifier.bias")
+        if theirs is None or theirs.shape == (model.num_classes,):
+            return load_state(model, state, str(path))
+        state = {name: value for name, value in state.items() if not name.startswith(_CLASSES_OF_DETECTOR)}
+        return load_state(model, state, str(path), _CLASSES_OF_DETECTOR)
+    if not any(name.startswith("backbone.") for name in state):
+        state = {f"backbone.{name}": value for name, value in state.items()}
+    state = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    return load_state(model, state, str(path), ("neck.", "rpn_head.", "roi_head.", "backbone.outnorm"))

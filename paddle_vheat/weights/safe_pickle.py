@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from paddle_vheat._files import no_such_file
 from paddle_vheat.errors import UserError
 
 
@@ -198,8 +199,8 @@ def load_arrays(path: str | Path) -> Any:
         UnsafeFileError: if it is no such file, is truncated, or asks for anything but arrays.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    if why := no_such_file(path):
+        raise FileNotFoundError(why)
     with path.open("rb") as file:
         head = file.read(16)
         if not head.startswith(b"\x80"):

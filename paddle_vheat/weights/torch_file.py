@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_vheat._files import no_such_file
 from paddle_vheat.weights.safe_pickle import ARRAY_BUILDERS, STATEFUL, ArrayUnpickler, UnsafeFileError, errors_naming
 
 # bfloat16 has no NumPy dtype: it is read as uint16 and widened to float32 below.
@@ -141,8 +142,8 @@ def read_torch_file(path: str | Path) -> Any:
         UnsafeFileError: if it is not a zip-format checkpoint, or is damaged.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    if why := no_such_file(path):
+        raise FileNotFoundError(why)
     with path.open("rb") as file:
         head = file.read(16)
     if not head.startswith(b"PK"):

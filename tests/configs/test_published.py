@@ -18,7 +18,7 @@ from paddle_vheat.integrations import paddleseg as seg
 from paddle_vheat.models import VARIANTS
 from paddle_vheat.weights.key_map import our_name
 from paddle_vheat.weights.torch_file import read_torch_file
-from tests.configs import published, published_restoration
+from tests.configs import published, published_detection, published_restoration
 from tests.configs.published import Deviates
 from tests.configs.test_one_step import CONFIGS, make_task
 from tests.conftest import paddle
@@ -33,6 +33,10 @@ RUNS = {
         for name, rate in (("tiny", 0.3), ("small", 0.4), ("base", 0.5))
     },
     **published_restoration.RUNS,
+    **{
+        f"mask_rcnn_vheat_{variant}_{schedule}_coco": published_detection.detection(schedule, variant)
+        for schedule, variant in published_detection.ROWS
+    },
 }
 
 

@@ -97,7 +97,7 @@ LONG = "x" * 10_000
         ({"transforms": [{"type": "Normalise"}]}, r"'Deploy.transforms.0': nothing is called 'Normalise'; did"),
         ({"transforms": [{"type": "Resize", "target_size": [10**6, 10**6]}]},
          r"'Deploy.transforms.0.target_size' must be at most 134217728 pixels, got \[1000000, 1000000\]"),
-        ({"transforms": [{"type": "Normalize", "std": [0]}]}, "0.std' must be a list of numbers of above 0"),
+        ({"transforms": [{"type": "Normalize", "std": [0]}]}, "0.std' must be a list of numbers of at least 1e-06"),
         ({"input_shape": None}, "'Deploy.input_shape' is missing; expected a list of 4 integers"),
         ({"input_shape": [1, 3, -1, 64]}, r"'Deploy.input_shape' must be \[N, C, H, W\]"),
         ({"input_shape": [1, -1, 64, 64]}, "'Deploy.input_shape'"),

@@ -149,8 +149,11 @@ def test_what_an_image_may_not_be(image, message):
         ({"type": "Resize", "interp": "RANDOM"}, "'x.0.interp' must be one of NEAREST, .*got 'RANDOM'"),
         ({"type": "ResizeByShort", "short_size": [1, 2]}, r"'x.0.short_size' must be an integer .*got \[1, 2\]"),
         ({"type": "ResizeByShort", "short_size": 5, "max_size": 0}, "max_size' must be a number of above 0, got 0"),
-        ({"type": "Normalize", "std": [0.0]}, "'x.0.std' must be a list of numbers of above 0"),
-        ({"type": "Normalize", "mean": "x"}, "'x.0.mean' must be a list of numbers, got 'x'"),
+        ({"type": "Normalize", "std": [0.0]}, "'x.0.std' must be a list of numbers of at least 1e-06"),
+        (
+            {"type": "Normalize", "mean": "x"},
+            "'x.0.mean' must be a list of numbers of at least -1000000 .*, got 'x'",
+        ),
         ({"type": "Normalize", "mean": [0.5, 0.5]}, "'x.0.mean' must be a list of 3 numbers, got 2"),
         ({"type": "LimitLong", "max_long": 5, "min_long": 6}, "'x.0.min_long' must be at most max_long, 5, got 6"),
         ({"type": "Resize", "keep_ratio": 1}, "'x.0.keep_ratio' must be True or False"),
@@ -177,7 +180,6 @@ def test_all_mistakes_at_once():
         {"type": "ResizeByShort", "short_size": 10**8},
         {"type": "Resize", "target_size": [20, 10**6], "keep_ratio": True, "size_divisor": 10**7},
         {"type": "LimitLong", "min_long": 10**8},
-        {"type": "PaddingByAspectRatio", "aspect_ratio": 1e9},
         {"type": "ResizeByLong", "long_size": 1},
     ],
 )
@@ -227,8 +229,14 @@ def test_classification(tmp_path, ops):
         (["ToCHWImage", 3], "no operation is called 3"),
         ([{"CropImage": {"syze": 3}}], "no .*argument.*; did you mean 'size'"),
         ([{"ToCHWImage": None}, EVALUATION[0]], "Deploy.transforms.*ToCHWImage works on .*put DecodeImage first"),
-        ([{"ResizeImage": {"size": [10**6, 10**6]}}], "ResizeImage would make more than 134217728 pixels"),
-        ([{"ResizeImage": {"resize_short": 10**6}}], "ResizeImage would make more than 134217728 pixels"),
+        (
+            [{"ResizeImage": {"size": [10**6, 10**6]}}],
+            "'size' must be a list of 2 integers of .* at most 8192",
+        ),
+        (
+            [{"ResizeImage": {"resize_short": 10**6}}],
+            "'resize_short' must be .* at most 8192",
+        ),
     ],
 )
 def test_operations_that_cannot_be(ops, message):

@@ -15,7 +15,7 @@ from PIL import Image
 from paddle_vheat.data.image_file import read_bgr
 from paddle_vheat.deploy import Predictor
 from paddle_vheat.deploy.writing import list_images, picture_names, write_picture, write_predictions
-from paddle_vheat.errors import DataError
+from paddle_vheat.errors import DataError, UserError
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction
 from paddle_vheat.tasks.segmentation.visualize import SegmentationPrediction
 from tests.conftest import needs_onnx
@@ -56,6 +56,15 @@ def test_file(images):
     assert list_images(str(images / "top.png")) == [(images / "top.png", Path("top.png"))]
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_list_from_another_system(images, mark):
+    (images / "some.txt").write_bytes(mark + b"top.png 3\r\na/one.JPG 4\r\n")
+    assert relatives(list_images(images / "some.txt")) == ["top.png", "a/one.JPG"]
+    (images / "some.txt").write_bytes(b"top.png\t3\n")
+    with pytest.raises(UserError, match=r"some.txt, line 1: a tab; expected ' ' between the columns"):
+        list_images(images / "some.txt")
+
+
 def test_list(images):
     listed = images / "some.txt"
     listed.write_text(f"a/one.JPG a/label.png\n\n{images / 'top.png'}\na/[b]/two.bmp\n", encoding="utf-8")
@@ -85,7 +94,7 @@ def test_sources_that_cannot_be(images, tmp_path):
     with pytest.raises(FileNotFoundError, match=message):
         list_images(images / "list.txt")
     (tmp_path / "x.bin").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(ValueError, match=r"x\.bin: neither an image nor a list"):
+    with pytest.raises(ValueError, match=r"x\.bin is neither an image nor a list"):
         list_images(tmp_path / "x.bin")
 
 
@@ -115,8 +124,8 @@ def test_the_own_output_is_not_predicted_again(images):
         write_predictions(pairs, images / "a" / "out", predict_grey, quiet)
     assert len(list_images(images)) == 3 * len(before)
     (images.parent / "link").symlink_to(images)
-    for save_dir in (images, images.parent / "link", images / "a" / ".."):
-        with pytest.raises(ValueError, match=r"--save_dir .* has the images in it.*give another"):
+    for save_dir in (images, images.parent / "link", images / "a" / "..", images / "a"):
+        with pytest.raises(ValueError, match=r"--save_dir .* has images in it.*give another"):
             list_images(images, save_dir)
     # Predicting pictures into the folder that they are of would write over them.
     pairs = list_images(images / "a" / "out" / "added_prediction", images / "a" / "out")

@@ -1,6 +1,6 @@
 """A training run that is killed again and again.
 
-``python -m tests.engine.killed FOLDER instants|steps`` prints what became of it, as JSON.
+``python -m tests.engine.killed FOLDER instants|steps|RUNS`` prints what became of it, as JSON.
 
 Every attempt is a fork of this process, which has imported Paddle and computed nothing: so an attempt takes a fraction
 of a second, and a test can afford many.
@@ -14,6 +14,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import struct
 import sys
 import time
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_vheat._paddle import F, nn
+from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.engine.checkpoint import list_checkpoints, read_checkpoint
 from paddle_vheat.engine.optim import Recipe, Schedule, TrainOptions
 from paddle_vheat.engine.saving import BEST_FILES
@@ -58,6 +59,9 @@ class NoisyTask(SmallTask):
     def model(self):
         layers = nn.Conv2D(3, 4, 3, padding=1), nn.BatchNorm2D(4), nn.GELU(), nn.Dropout(0.2), nn.Conv2D(4, 3, 1)
         return nn.Sequential(*layers)
+
+    def dataset(self, split):
+        return self.data if split == "train" else [self.data[0], self.data[1]]  # one for each of two processes
 
     def losses(self, model, batch):
         loss = F.cross_entropy(model(batch["img"]), batch["label"], axis=1) * (1 + 0.1 * random.random())
@@ -221,6 +225,59 @@ def lost(out: Path) -> list[str]:
 # --- the two kinds of kills -------------------------------------------------------------------------
 
 
+def join(rank: int, ports: list[int]) -> None:
+    """Make this process one of two, as Paddle's launcher does it."""
+    endpoints = [f"127.0.0.1:{port}" for port in ports]
+    os.environ.update(
+        PADDLE_TRAINER_ID=str(rank), PADDLE_TRAINERS_NUM="2", PADDLE_TRAINER_ENDPOINTS=",".join(endpoints),
+        PADDLE_CURRENT_ENDPOINT=endpoints[rank], PADDLE_MASTER=endpoints[0], PADDLE_DISTRI_BACKEND="gloo",
+    )  # fmt: skip
+    paddle.set_device("cpu")
+    paddle.distributed.init_parallel_env()
+
+
+def two(out: Path, workers: int) -> list[int]:
+    """Start the run in two processes; their ids."""
+    with socket.socket() as one, socket.socket() as other:
+        ports = []
+        for place in (one, other):
+            place.bind(("127.0.0.1", 0))
+            ports.append(place.getsockname()[1])
+    return [attempt(out, workers, lambda rank=rank: join(rank, ports)) for rank in (0, 1)]
+
+
+def soak(folder: Path, runs: int) -> dict[str, Any]:
+    """Runs of one or two processes with 0 to 2 workers, each killed at random instants until it comes to its end."""
+    rng = random.Random(5)
+    straight, whole = {}, {}
+    for count in (1, 2):
+        straight[count], start = folder / f"straight{count}", time.monotonic()
+        for child in [attempt(straight[count], 0)] if count == 1 else two(straight[count], 0):
+            ended_well(child)
+        whole[count] = time.monotonic() - start
+    report: dict[str, Any] = {"runs": 0, "of two": 0, "killed": 0, "differences": [], "lost": []}
+    while report["runs"] < runs:
+        count, out = 1 + (rng.random() < 0.2), folder / "run"
+        for kill in [True] * rng.randrange(1, 4) + [False]:
+            workers = rng.randrange(3)
+            children = [attempt(out, workers)] if count == 1 else two(out, workers)
+            if kill:
+                time.sleep(rng.uniform(0, whole[count]))
+                rng.shuffle(children)
+                for child in children:
+                    os.kill(child, signal.SIGKILL)
+                report["killed"] += sum(os.waitpid(child, 0)[1] == signal.SIGKILL for child in children)
+            else:
+                for child in children:
+                    ended_well(child)
+        report["runs"] += 1
+        report["of two"] += count == 2
+        report["differences"] += differences(out, straight[count])
+        report["lost"] += lost(out)
+        shutil.rmtree(out)
+    return report
+
+
 def at_random_instants(folder: Path, kills: int) -> dict[str, Any]:
     straight = folder / "straight"
     start = time.monotonic()
@@ -290,4 +347,6 @@ def at_every_step_of_saving(folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    print(json.dumps(at_every_step_of_saving(place) if sys.argv[2] == "steps" else at_random_instants(place, 25)))
+    kinds = {"steps": at_every_step_of_saving, "instants": lambda out: at_random_instants(out, 25)}
+    kind = kinds.get(sys.argv[2], lambda out: soak(out, int(sys.argv[2])))
+    print(json.dumps(kind(place)))

@@ -177,6 +177,18 @@ def test_no_such_folder(tmp_path):
         read_checkpoint(tmp_path / "iter_7")
 
 
+@pytest.mark.parametrize("kind", ["a folder", "a FIFO", "a device"])
+def test_a_state_that_is_no_file(tmp_path, kind):
+    """To open a FIFO would wait for ever, and a device may never end."""
+    path = save(tmp_path, 5) / "state.json"
+    path.unlink()
+    {"a folder": path.mkdir, "a FIFO": lambda: os.mkfifo(path), "a device": lambda: path.symlink_to("/dev/zero")}[
+        kind
+    ]()
+    with pytest.raises(CheckpointError, match=rf"state.json is missing \(it is {kind}"):
+        read_checkpoint(path.parent)
+
+
 def test_newest_passes_over_damaged_ones(tmp_path):
     for iteration in (5, 10, 100, 20):
         save(tmp_path, iteration)

@@ -178,6 +178,16 @@ def predict(case: Case) -> None:
     case.use("predict", "--model_path", case.checkpoint, *options)
 
 
+def among(case: Case) -> None:
+    predict(case)
+    case.options[-1] = case.folder / "pictures"
+
+
+def no_folder(case: Case) -> None:
+    (case.folder / "notes.txt").write_text("mine", encoding="utf-8")
+    case.options[-1] = case.folder / "notes.txt"
+
+
 def foreign(case: Case) -> None:
     (case.folder / "export").mkdir()
     (case.folder / "export" / "notes.txt").write_text("mine", encoding="utf-8")
@@ -200,6 +210,14 @@ CASES: dict[str, Callable[[Case], Any]] = {
     "type": put("batch_size", "two"),
     "option": add("--do_evil"),
     "opts": add("--opts", "modle.x=1"),
+    "finite": put("optimizer.weight_decay", float("nan")),
+    "range": put("train_dataset.transforms.1.prob", 7),
+    "std": lambda case: put("train_dataset.transforms.2.std", [0, 0, 0])(case),
+    "clip": put("optimizer.grad_clip_cfg.clip_norm", -1),
+    "schedule": put("lr_scheduler.end_lr", -1),
+    "nothing": put("optimizer.custom_cfg.0.name", "nrom"),
+    "no_folder": no_folder,
+    "no_file": lambda case: add("--config", case.root)(case),
     "config": add("--config", "/no/such.yml"),
     "yaml": yaml_tag,
     "anchors": bombs,
@@ -227,7 +245,11 @@ CASES: dict[str, Callable[[Case], Any]] = {
     # The only step's loss is as large as float32 goes, twice.
     "nan": put("loss.coef", [3e38, 3e38]),
     "absurd": put("model.backbone.embed_dim", 10**6),
+    "deep": put("model.backbone.depths", [1000000, 1, 1, 1]),
+    "integer": put("model.num_classes", 3.0),
+    "seed": add("--seed", 10**30),
     "predict": predict,
+    "among": among,
     "nowhere": lambda case: case.use("predict", "--model_path", case.checkpoint, "--image_path", "/no/such/image.png"),
     "shape": export_shape,
     "foreign": foreign,

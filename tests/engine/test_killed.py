@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.engine import tiny
 
 
-def killed(folder, kind: str) -> dict:
-    done = tiny.run(["-m", "tests.engine.killed", folder, kind])
+def killed(folder, kind: str, timeout: float = 240) -> dict:
+    done = tiny.run(["-m", "tests.engine.killed", folder, kind], timeout=timeout)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -35,5 +37,16 @@ def test_killed_at_every_step_of_saving(tmp_path):
     ):
         assert expected in steps
     assert report["killed"] == len(report["steps"]) > 30
+    assert report["differences"] == []
+    assert report["lost"] == []
+
+
+@pytest.mark.slow
+def test_soak(tmp_path):
+    """Two hundred short runs of one and two processes, with random kills and numbers of workers."""
+    report = killed(tmp_path, "200", timeout=3600)
+    assert report["runs"] == 200
+    assert report["of two"] >= 20
+    assert report["killed"] >= 100
     assert report["differences"] == []
     assert report["lost"] == []

@@ -66,6 +66,28 @@ def test_batches_do_not_depend_on_the_start(start, ranks):
         assert len(sampler) == len(whole) - start
 
 
+@pytest.mark.parametrize(("groups", "batch_size"), [([0, 1, 0, 0, 1, 0, 1], 2), ([0, 0, 0, 0, 1], 3), ([1, 1], 4)])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_of_one_group(groups, batch_size, shuffle):
+    """No batch mixes two, every sample comes once in an epoch, or again only to fill up its group's last batch."""
+    groups = np.asarray(groups)
+    whole = -(-np.bincount(groups) // batch_size)
+    per_epoch = int(whole.sum())
+    arguments = {"length": len(groups), "batch_size": batch_size, "groups": groups, "shuffle": shuffle}
+    found = sampled(**arguments, iters=5 * per_epoch)
+    indices = [[index for _, index in batch] for batch in found]
+    assert all(len(set(groups[batch])) == 1 for batch in indices)
+    for start in range(0, len(found), per_epoch):
+        counts = np.bincount(np.concatenate(indices[start : start + per_epoch]), minlength=len(groups))
+        assert counts.min() >= 1
+        assert counts.sum() == per_epoch * batch_size
+        surplus = batch_size * whole - np.bincount(groups, minlength=len(whole))
+        assert [int((counts[groups == g] - 1).sum()) for g in range(len(whole))] == surplus.tolist()
+    assert sampled(**arguments, iters=5 * per_epoch, start=3) == found[3:]
+    shares = [sampled(**arguments, iters=2, rank=rank, world_size=2) for rank in range(2)]
+    assert [batch for pair in zip(*shares) for batch in pair] == sampled(**arguments, iters=4)
+
+
 def test_an_empty_data_set_is_an_error():
     with pytest.raises(ValueError, match="training set is empty"):
         IterationSampler(0, 1, 1, 0)

@@ -226,8 +226,8 @@ def test_what_changed_is_said(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"iters": 0}, "iters must be an integer of at least 1"),
-        ({"seed": 10**30}, "seed must be an integer of at least 0"),
+        ({"iters": 0}, "'iters' must be an integer of at least 1"),
+        ({"seed": 10**30}, "'seed' must be an integer of at least 0"),
         ({"num_workers": 10**6}, r"num_workers must be from 0 to \d+ on this machine"),
         ({"num_workers": -1}, "num_workers must be from 0"),
         ({"early_stop_intervals": 3}, "needs --do_eval"),

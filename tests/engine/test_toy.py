@@ -14,6 +14,7 @@ from PIL import Image
 import paddle_vheat
 from paddle_vheat import cli
 from paddle_vheat.engine.checkpoint import read_checkpoint
+from paddle_vheat.engine.task import Scores
 from tests.engine import toy
 
 PACKAGE = Path(paddle_vheat.__file__).parent
@@ -47,9 +48,28 @@ def test_every_command(config, tmp_path, capsys):
     assert cli.predict([*model, *predict, str(tmp_path / "a")]) == 0
     exported = str(tmp_path / "exported")
     assert cli.export([*model, "--save_dir", exported]) == 0
+    capsys.readouterr()
+    assert cli.val(["--config", config, "--exported", exported]) == 2
+    assert "toy cannot score exported models (it has no method infer_exported)" in capsys.readouterr().err
     assert cli.predict(["--exported", exported, *predict, str(tmp_path / "b")]) == 0
     found = [json.loads((tmp_path / name / "predictions.json").read_text())["picture.png"] for name in "ab"]
     assert found[0] == pytest.approx(found[1], abs=1e-5)  # the export's own tolerance
+
+
+def test_a_score_that_is_none(config, tmp_path, monkeypatch, capsys):
+    assert cli.train(["--config", config, "--save_dir", str(tmp_path / "run"), "--iters", "2"]) == 0
+    none = Scores({"error": float("nan")}, "error -", {"error": float("nan"), "classes": [1.0, float("inf")]}, 3)
+    monkeypatch.setattr(toy.MeanError, "summarize", lambda self: none)
+    capsys.readouterr()
+    command = ["--config", config, "--model_path", str(tmp_path / "run" / "iter_2"), "--json", str(tmp_path / "s.json")]
+    assert cli.val(command) == 0
+    assert "warning: this is no score: nothing was there to evaluate error on" in capsys.readouterr().err
+
+    def no_such(text):
+        raise AssertionError(f"{text} is not JSON")
+
+    report = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"), parse_constant=no_such)
+    assert (report["error"], report["classes"]) == (None, [1.0, None])
 
 
 def test_the_task_is_small():

@@ -214,7 +214,7 @@ class ToyProcessor:
         return ToyPrediction((outputs["labels"], outputs["scores"]))
 
 
-register_processor("toy", ToyProcessor)
+register_processor("toy_network", ToyProcessor)
 
 
 def share_of_others(labels: np.ndarray, reference: np.ndarray) -> float:
@@ -240,4 +240,4 @@ def toy(model: Toy, shape: Any = None, **more: Any) -> tuple:
     checks = {"labels": Check(1e-3, share_of_others, "the share of other labels"), "scores": Check(1e-5)}
     spec = ExportSpec(**{"model": model, "programs": programs, "checks": checks, "reference": reference,
                          "options": {"gain": 0.01}, **more})  # fmt: skip
-    return spec, "toy", shape
+    return spec, "toy_network", shape

@@ -1,4 +1,4 @@
-"""export.py and predict.py --exported: the pictures of the checkpoint, and no Paddle where none is needed."""
+"""export.py, and predict.py and val.py --exported: as from the checkpoint, without Paddle where none is needed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from paddle_vheat import cli
 from paddle_vheat.config import load_config
+from paddle_vheat.errors import UserError
 from paddle_vheat.tasks.classification.task import ClassificationTask
 from paddle_vheat.weights.loading import save_weights
 from tests.conftest import needs_onnx, paddle
@@ -112,6 +114,78 @@ def test_classification(tmp_path, capsys):
         np.testing.assert_allclose([one["score"] for one in found[name]], [one["score"] for one in top], rtol=1e-5)
 
 
+# --- val.py --exported --------------------------------------------------------------------------------
+
+
+def val(tmp_path, *options):
+    scores = tmp_path / "scores.json"
+    assert cli.val([*map(str, options), "--json", str(scores), "--device", "cpu"]) == 0
+    return json.loads(scores.read_text())
+
+
+@needs_onnx
+@pytest.mark.parametrize("runtime", ["onnx", "paddle"])
+def test_the_scores_are_those_of_the_checkpoint(project, exported, tmp_path, capsys, runtime):
+    config = "--config", project / "tiny.yml"
+    expected = val(tmp_path, *config, "--model_path", project / "model.pdparams")
+    found = val(tmp_path, *config, "--exported", exported, "--runtime", runtime, "--threads", 1)
+    said = capsys.readouterr().out
+    assert f"{exported}: {'ONNX Runtime' if runtime == 'onnx' else 'Paddle Inference'}" in said
+    assert said.count(f"{found['images']} images") == 2
+    assert found["exported"] == str(exported)
+    for name in ("mIoU", "Acc", "Kappa", "mDice"):  # rounding decides between equally likely classes
+        assert found[name] == pytest.approx(expected[name], abs=1e-3)
+    assert 0 < found["Acc"] < 1
+
+
+def test_the_scores_of_a_classifier(tmp_path):
+    """On the digits, which are no files, and on files of the same size."""
+    config = load_config(DIGITS, SMALL[1:])
+    rng, ops = np.random.default_rng(0), config["DataLoader"]["Eval"]["dataset"]["transform_ops"]
+    for number in range(20):
+        path = tmp_path / "val" / str(number % 10) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+    dataset = {"name": "ImageNetDataset", "image_root": str(tmp_path / "val")}
+    config["DataLoader"]["Eval"]["dataset"] = {**dataset, "transform_ops": [{"DecodeImage": None}, *ops]}
+    (tmp_path / "files.yml").write_text(yaml.safe_dump(config))
+    save_weights(ClassificationTask(config, "files").build_model(), tmp_path / "model.pdparams")
+    model = "--model_path", str(tmp_path / "model.pdparams")
+    exporting = ["--save_dir", str(tmp_path / "out"), "--input_shape", "-1", "3", "32", "32", "--device", "cpu"]
+    assert cli.export(["--config", DIGITS, *model, *exporting, *SMALL]) == 0
+    for options, images in ((["--config", DIGITS, *SMALL], 360), (["--config", tmp_path / "files.yml"], 20)):
+        expected, found = val(tmp_path, *options, *model), val(tmp_path, *options, "--exported", tmp_path / "out")
+        assert (found["images"], found["top1"], found["top5"]) == (images, expected["top1"], expected["top5"])
+        # float32 through a softmax and a logarithm
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_the_best_class_alone_cannot_be_scored(tmp_path):
+    task = ClassificationTask(load_config(DIGITS, SMALL[1:]), DIGITS)
+    predictor = SimpleNamespace(
+        outputs=lambda images: [{"classes": np.int32(3)}], description=SimpleNamespace(path=tmp_path / "deploy.yaml")
+    )
+    with pytest.raises(UserError, match=r"gives the best class alone, .*export with --output_op softmax or none"):
+        task.infer_exported(predictor, {"meta": [{"index": 0}]})
+
+
+def test_what_cannot_be_scored(project, exported, tmp_path, capsys):
+    seg, folder = ["--config", str(project / "tiny.yml")], ["--exported", str(exported)]
+    takes_no = "--exported: the folder says all that is needed, and takes no"
+    cases = [
+        (["--config", DIGITS, *SMALL, *folder], "is an export for segmentation, and"),
+        ([*seg, *folder, "--aug_eval"], f"{takes_no} --aug_eval"),
+        ([*seg, *folder, "--model_path", "x"], f"{takes_no} --model_path"),
+        ([*seg, "--model_path", "x", "--runtime", "onnx"], "--runtime and --threads are for --exported, which is not"),
+        ([*seg, "--exported", "/no/such"], "/no/such: no such folder; give the folder that export.py wrote"),
+    ]
+    for options, message in cases:
+        assert message in one_error(cli.val([*options, "--device", "cpu"]), capsys.readouterr().err), options
+
+
+# --- mistakes -----------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -124,9 +198,9 @@ def test_classification(tmp_path, capsys):
         (["--exported", "x", "--is_slide", "--crop_size", "64", "64", "--stride", "32", "32"], "takes no --is_slide"),
         (["--exported", "x", "--device", "npu"], "--device npu: an exported model is run on cpu or gpu"),
         (["--exported", "/no/such"], "/no/such: no such folder; give the folder that export.py wrote"),
-        (["--exported", "/", "--threads", "0"], "threads: expected a positive integer, got 0"),
+        (["--exported", "/", "--threads", "0"], "threads must be an integer of at least 1 and at most"),
         (["--exported", "/", "--runtime", "tvm"], "invalid choice: 'tvm'"),
-        (["--exported", "/", "--save_dir", "{folder}"], "{folder} has the images in it"),
+        (["--exported", "/", "--save_dir", "{folder}"], "{folder} has images in it"),
     ],
 )
 def test_options_that_cannot_be(cityscapes, capsys, options, message):

@@ -14,11 +14,12 @@ import pytest
 
 from paddle_vheat import _files
 from paddle_vheat.deploy import Predictor
-from paddle_vheat.errors import ExportError
+from paddle_vheat.errors import ExportError, UserError
 from paddle_vheat.export import export_model
 from tests.conftest import paddle
 from tests.export import networks
 from tests.export.networks import contents, quiet
+from tests.faults import ERRORS, failing
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,3 +148,30 @@ def test_what_cannot_be_written_names_the_file(tmp_path):
         _files.write_atomically(tmp_path / "target.txt", write)
     assert error.value.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_each_operation_on_files_fails_once(tmp_path, monkeypatch, step):
+    """The export of before is there whole, or the new one is; and the next export is as if nothing had been."""
+    folder = tmp_path / "exports"
+    out = folder / "out"
+    export(out)
+    number, failed = 0, 0
+    while True:
+        before, told = contents(out), ""
+        with failing(monkeypatch, folder, number, ERRORS[number // step % len(ERRORS)]) as faults:
+            try:
+                export(out, (1, 3, 64, 64))
+            except (UserError, OSError) as error:
+                told = str(error)
+        if len(faults.operations) <= number:
+            break
+        where = f"operation {number}, {faults.operations[number]}: {told}"
+        failed += bool(told)
+        size = Predictor(out).description.size
+        assert size == (64, 64) or contents(out) == before, where
+        export(out)
+        assert os.listdir(folder) == ["out"], where
+        assert Predictor(out).description.size == (32, 32), where
+        number += step
+    assert failed > number / step / 2

@@ -27,6 +27,7 @@ import yaml
 from paddle_vheat._paddle import paddle
 from paddle_vheat.models import VARIANTS, VHeatClassifier
 from paddle_vheat.models.vheat import Variant
+from paddle_vheat.weights import download
 from paddle_vheat.weights.loading import save_weights
 
 OURS = "paddle_vheat.integrations.paddleclas"
@@ -299,10 +300,17 @@ def test_an_unknown_argument_is_an_error(arch):
         build(arch, clas_num=4)
 
 
-@pytest.mark.parametrize("pretrained", [True, "https://example.com/vHeat_tiny_pretrained.pdparams", 1])
-def test_nothing_is_downloaded(arch, pretrained):
-    with pytest.raises(ValueError, match=r"pretrained must be .*path of a checkpoint, got"):
-        build(arch, pretrained=pretrained)
+def test_what_is_no_checkpoint(arch):
+    with pytest.raises(ValueError, match=r"pretrained must be .*path of a checkpoint, got 1$"):
+        build(arch, pretrained=1)
+
+
+@pytest.mark.parametrize("pretrained", [True, "imagenet", "vheat_tiny"])
+def test_names_of_releases(arch, checkpoint, monkeypatch, pretrained):
+    asked = []
+    monkeypatch.setattr(download, "fetch", lambda address: asked.append(address) or checkpoint[1])
+    assert build(arch, pretrained=pretrained).load_report is not None
+    assert asked == [download.ADDRESSES["vheat_tiny"]]
 
 
 def test_ssld_is_an_error(arch):

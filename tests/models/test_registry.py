@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import paddle_vheat
 from paddle_vheat._paddle import nn, paddle
+from paddle_vheat.config import load_config
 from paddle_vheat.models import registry
+from paddle_vheat.tasks.classification.transforms import build_ops, pipeline
 from paddle_vheat.weights import save_weights
 from paddle_vheat.weights.loading import load_pretrained
 from tests.conftest import relative_error
@@ -23,8 +26,6 @@ def test_list_and_unknown_names():
         paddle_vheat.create_model("vheat_tinny")
     with pytest.raises(ValueError, match=r"unknown model None \(known: vheat_tiny"):
         paddle_vheat.create_model(None)
-    with pytest.raises(ValueError, match="path of a checkpoint"):
-        paddle_vheat.create_model("vheat_tiny", pretrained=True)
     with pytest.raises(TypeError, match="unknown option 'in_chans'; did you mean 'in_channels'"):
         paddle_vheat.create_model("vheat_tiny", in_chans=1)
 
@@ -43,6 +44,29 @@ def test_models_of_other_families(monkeypatch):
         paddle_vheat.create_model("linear_tiny", widht=5)
     with pytest.raises(ValueError, match="there is a model 'vheat_tiny' already"):
         registry.register_model("vheat_tiny", build)
+
+
+def test_default_cfg_and_its_transform(tmp_path):
+    """The evaluation that configs/vheat_imagenet.yml describes."""
+    model = paddle_vheat.create_model("vheat_tiny", num_classes=0, **TINY)
+    assert model.default_cfg["input_size"] == (3, 32, 32)
+    cfg = paddle_vheat.create_model("vheat_tiny", features_only=True).default_cfg
+    assert cfg["source"] is None
+    picture = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    Image.fromarray(picture).save(path := tmp_path / "a.png")
+    ops = load_config("configs/vheat_imagenet.yml")["DataLoader"]["Eval"]["dataset"]["transform_ops"]
+    expected = pipeline(build_ops(ops))(path.read_bytes())
+    transform = paddle_vheat.create_transform(cfg)
+    for image in (path, str(path), path.read_bytes(), Image.open(path), picture):
+        np.testing.assert_allclose(transform(image), expected, rtol=1e-6, atol=1e-6)  # scale 1/255, rounded
+
+
+def test_no_weight_decay(classifier):
+    model, _ = classifier
+    names = model.no_weight_decay()
+    assert names == {name for name, value in model.state_dict().items() if value.ndim == 1}
+    assert {f"backbone.{name}" for name in model.backbone.no_weight_decay()} < names
+    assert "head.bias" in names
 
 
 @pytest.fixture(scope="module")

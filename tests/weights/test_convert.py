@@ -12,9 +12,10 @@ from paddle_vheat._paddle import paddle
 from paddle_vheat.models import VARIANTS, UPerNet, VHeat, VHeatClassifier, create_model
 from paddle_vheat.models.vheat import fold_model
 from paddle_vheat.weights.convert import convert, read_published
-from paddle_vheat.weights.loading import load_weights, read_weights
+from paddle_vheat.weights.loading import load_backbone, load_weights, read_weights
 from paddle_vheat.weights.torch_file import read_torch_file
 from tests.conftest import golden, relative_error, sample
+from tests.models.mask_rcnn.micro import reference_detector
 from tests.models.test_upernet import micro_upernet
 from tests.models.test_vheat import MICRO
 from tests.weights.published import published_shapes, random_state, write_torch_file
@@ -118,20 +119,54 @@ def test_folded_checkpoint(tmp_path, capsys):
     assert "cannot be resized" in capsys.readouterr().err
 
 
-def test_backbone_of_a_detector(tmp_path, capsys):
-    shapes = published_shapes(**SMALL, post_norm=False)
-    state = {f"backbone.{k}": v for k, v in random_state(shapes).items() if not k.startswith("classifier")}
-    for i in range(4):
-        state[f"backbone.outnorm{i}.weight"] = state[f"backbone.outnorm{i}.bias"] = np.ones(16 * 2**i, np.float32)
-    state["neck.lateral_convs.0.conv.weight"] = np.zeros((4, 4, 1, 1), np.float32)
-    state["roi_head.bbox_head.fc_cls.weight"] = np.zeros((3, 4), np.float32)
-    source, target = tmp_path / "det.pth", tmp_path / "det.pdparams"
-    write_torch_file(source, {"meta": {}, "state_dict": state})
-    assert main([str(source), str(target)]) == 0
+@pytest.mark.parametrize("average", [False, True])
+def test_detector_reference_by_the_command_line(golden_checkpoint, tmp_path, capsys, average):
+    """All of it, into the same detections (tests/tasks/detection); trained weights, or the average of a checkpoint."""
+    source, target = golden_checkpoint("maskrcnn_micro"), tmp_path / "det.pdparams"
+    state = read_torch_file(source)["state_dict"]
+    options = ["--check"]
+    if average:
+        source, options = tmp_path / "train.pth", ["--ema"]
+        shifted = {f"module.{name}": value + 1 for name, value in state.items()}
+        content = {"meta": {}, "state_dict": state, "ema_state_dict": {**shifted, "steps": np.zeros(1, np.int64)}}
+        write_torch_file(source, content)
+    assert main([str(source), str(target), *options]) == 0
     text = capsys.readouterr().out
-    assert "detection" in text
-    assert "neck.* (1 arrays)" in text
-    load_weights(VHeat(**MICRO), target)
+    for expected in ("detection, custom, 5 classes", "64x64 pixels", "143 arrays, every one of the model's"):
+        assert expected in text
+    expected = reference_detector(golden_checkpoint("maskrcnn_micro")).state_dict()
+    found = read_weights(target)
+    assert found.keys() == expected.keys()
+    # Shifted in float32, of values that are small.
+    assert all(np.abs(found[name] - average - expected[name].numpy()).max() < 1e-6 for name in found)
+    if not average:
+        differences = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith("check")]
+        assert len(differences) == 5
+        assert max(differences) < 1e-4
+
+
+def test_part_of_a_detector_is_refused(golden_checkpoint, tmp_path, capsys):
+    state = dict(read_torch_file(golden_checkpoint("maskrcnn_micro"))["state_dict"])
+    for name, message in (
+        ("roi_head.mask_head.conv_logits.bias", "no whole Mask R-CNN: roi_head.mask_head.conv_logits.bias is missing"),
+        ("neck.fpn_convs.1.conv.weight", "missing keys: neck.outputs.1.weight"),
+        ("backbone.outnorm2.bias", "missing keys: backbone.outnorm2.bias"),
+    ):
+        rest = {key: value for key, value in state.items() if key != name}
+        write_torch_file(tmp_path / "part.pth", {"state_dict": rest})
+        assert main([str(tmp_path / "part.pth"), str(tmp_path / "out.pdparams")]) == 2
+        assert message in capsys.readouterr().err
+    write_torch_file(tmp_path / "more.pth", {"state_dict": {**state, "rpn_head.extra.weight": np.zeros(3, np.float32)}})
+    assert main([str(tmp_path / "more.pth"), str(tmp_path / "out.pdparams")]) == 2
+    assert "1 arrays have no place in a Mask R-CNN: rpn_head.extra.weight" in capsys.readouterr().err
+    assert not (tmp_path / "out.pdparams").exists()
+
+
+def test_backbone_of_a_converted_detector(golden_checkpoint, tmp_path):
+    main([str(golden_checkpoint("maskrcnn_micro")), str(tmp_path / "det.pdparams")])
+    backbone = VHeat(embed_dim=16, depths=(1, 1, 1, 1), img_size=64)
+    report = load_backbone(backbone, tmp_path / "det.pdparams")
+    assert set(report.loaded) == set(backbone.state_dict())
 
 
 @pytest.mark.parametrize("rule", ["bicubic", "zero_pad"])

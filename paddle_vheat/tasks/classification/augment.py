@@ -19,7 +19,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from paddle_vheat.config import option, read_options
 from paddle_vheat.data.image_file import open_image
-from paddle_vheat.tasks.classification.operation import IMAGENET_MEAN, Operation, check_order
+from paddle_vheat.tasks.classification.operation import IMAGENET_MEAN, MAX_SIDE, Operation, check_order
 
 if TYPE_CHECKING:
     from paddle_vheat.tasks.classification.transforms import DecodeImage
@@ -49,9 +49,9 @@ class RandCropImage(Operation):
         ratio: range of the aspect ratio.
     """
 
-    size: tuple[int, int] = option(list, items=int, length=2, min=1)
+    size: tuple[int, int] = option(list, items=int, length=2, min=1, max=MAX_SIDE)
     scale: tuple[float, float] = option(list, (0.08, 1.0), items=float, length=2, above=0, max=1)
-    ratio: tuple[float, float] = option(list, (3 / 4, 4 / 3), items=float, length=2, above=0)
+    ratio: tuple[float, float] = option(list, (3 / 4, 4 / 3), items=float, length=2, min=1e-3, max=1000)
     interpolation: str = option(str, "bicubic", choices=(*INTERPOLATIONS, "random"))
     backend: str = option(str, "pil", choices=("pil",))
 
@@ -281,9 +281,9 @@ class RandomErasing(Operation):
     EPSILON: float = option(float, 0.5, min=0, max=1)
     sl: float = option(float, 0.02, above=0, max=1)
     sh: float = option(float, 0.4, above=0, max=1)
-    r1: float = option(float, 0.3, above=0, max=1)
-    mean: tuple[float, float, float] = option(list, (0.0, 0.0, 0.0), items=float, length=3)
-    attempt: int = option(int, 100, min=1)
+    r1: float = option(float, 0.3, min=1e-3, max=1)
+    mean: tuple[float, float, float] = option(list, (0.0, 0.0, 0.0), items=float, length=3, min=-(10**6), max=10**6)
+    attempt: int = option(int, 100, min=1, max=10**4)
     use_log_aspect: bool = option(bool, False)
     mode: str = option(str, "const", choices=("const", "rand", "pixel"))
 

@@ -148,7 +148,7 @@ class Settings:
     arch: str
     arguments: dict[str, Any]
     num_classes: int
-    pretrained: str | None
+    pretrained: str | bool | None
     datasets: dict[str, dict[str, Any]]
     batch_ops: Any
     smoothing: float
@@ -173,6 +173,8 @@ def read(config: Mapping[str, Any]) -> tuple[Settings | None, Recipe | None, lis
         problems += unknown_keys(arch, [*(taken[0] if taken else ()), "class_num", "pretrained"], "Arch")
     if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= 10**6:
         problems.append(f"'Arch.class_num' must be an integer of at least 1 and at most 1000000, got {classes!r}")
+    if not isinstance(pretrained, (bool, str, type(None))):
+        problems.append(f"'Arch.pretrained' must be a file, an address, True or imagenet, got {pretrained!r}")
     datasets = {}
     for split, part in (("train", "Train"), ("val", "Eval")):
         datasets[split], found = _dataset(getattr(options.DataLoader, part).dataset, f"DataLoader.{part}.dataset")
@@ -266,6 +268,4 @@ def _recipe(options: ClassificationOptions) -> Recipe:
 
 def parameter_factors(model: Any, one_dim_no_decay: bool) -> dict[str, Factors]:
     """No weight decay on parameters of one axis; frequency embeddings have three, and are decayed."""
-    if not one_dim_no_decay:
-        return {}
-    return {name: Factors(decay=0.0) for name, parameter in model.named_parameters() if parameter.ndim <= 1}
+    return {name: Factors(decay=0.0) for name in model.no_weight_decay()} if one_dim_no_decay else {}

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from paddle_vheat._files import not_a_file
 from paddle_vheat.config import MissingFileError, did_you_mean
-from paddle_vheat.data.image_file import absent_files, not_a_file
+from paddle_vheat.data.image_file import absent_files
 from paddle_vheat.data.list_file import read_list
 from paddle_vheat.errors import DataError
 from paddle_vheat.tasks.classification.transforms import DecodeImage, build_ops, pipeline
@@ -134,14 +135,7 @@ class ImageNetDataset:
         self._read(index, DecodeImage())
 
     def _read(self, index: int, transform: Callable[[bytes], Any]) -> Any:
-        path = self.file_list[index][0]
-        try:
-            if why := not_a_file(path):
-                raise DataError(why)
-            with open(path, "rb") as file:
-                return transform(file.read())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self._where(index)}: {getattr(error, 'strerror', None) or error}") from error
+        return read_file(self.file_list[index][0], transform, self._where(index))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample: "img" float32 (3, H, W), "label" int64 (), "meta" {"index": its index}.
@@ -151,6 +145,17 @@ class ImageNetDataset:
         """
         image = self._read(index, self.transform)
         return {"img": image, "label": np.asarray(self.file_list[index][1], np.int64), "meta": {"index": index}}
+
+
+def read_file(path: str, transform: Callable[[bytes], Any], where: str | None = None) -> Any:
+    """What a transform makes of a file's bytes; what goes wrong is a DataError that names the file (``where``)."""
+    try:
+        if why := not_a_file(path):
+            raise DataError(why)
+        with open(path, "rb") as file:
+            return transform(file.read())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where or path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _images(folder: str) -> Iterator[str]:

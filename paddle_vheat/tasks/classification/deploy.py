@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 
 from paddle_vheat.config.build import did_you_mean
 from paddle_vheat.config.options import short
-from paddle_vheat.data.image_file import MAX_PIXELS, check_header
+from paddle_vheat.data.image_file import check_header
 from paddle_vheat.deploy.description import Description
 from paddle_vheat.deploy.images import read_image, resize_planes
 from paddle_vheat.deploy.processor import Outputs, Run
@@ -94,8 +93,4 @@ def evaluation_ops(config: Sequence[Any], where: str) -> list[Any]:
     ops = build_ops(list(config), where)
     if not any(type(op).__name__ == "DecodeImage" for op in ops):
         ops = build_ops([{"DecodeImage": {"to_rgb": True}}]) + ops
-    for op in ops:
-        size = getattr(op, "size", None) or 2 * (getattr(op, "resize_short", None) or 1,)
-        if math.prod(size) > MAX_PIXELS:
-            raise ConfigError(f"'{where}': {type(op).__name__} would make more than {MAX_PIXELS} pixels")
     return ops

@@ -11,6 +11,7 @@ from paddle_vheat.config.options import check_value
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_SIDE = 1 << 13  # pixels; the square is below data.image_file.MAX_PIXELS
 _NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 _FRACTION = re.compile(rf"{_NUMBER}(?:/{_NUMBER})?", re.ASCII)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from paddle_vheat.engine.evaluate import evaluating
 from paddle_vheat.engine.loader import sample_files, stack
 from paddle_vheat.engine.optim import Factors
 from paddle_vheat.engine.task import ExportSpec, Metric
-from paddle_vheat.errors import MissingFileError
+from paddle_vheat.errors import MissingFileError, UserError
 from paddle_vheat.export import scores_spec
 from paddle_vheat.models import VHeatClassifier, create_model
 from paddle_vheat.models.vheat import MIN_SIZE
@@ -25,8 +25,11 @@ from paddle_vheat.tasks.classification import config as schema
 from paddle_vheat.tasks.classification.deploy import evaluation_ops
 from paddle_vheat.tasks.classification.evaluator import ClassificationEvaluator
 from paddle_vheat.tasks.classification.mixing import BatchTransform, build_batch_ops
+from paddle_vheat.tasks.classification.shift_scores import ShiftEvaluator
+from paddle_vheat.tasks.classification.shifts import ShiftedData, read_flags
 from paddle_vheat.tasks.classification.transforms import pipeline
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction
+from paddle_vheat.weights.download import local_file
 from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights
 
 
@@ -40,6 +43,7 @@ class ClassificationTask:
         self, config: Mapping[str, Any], source: str = "configuration", flags: Any = None, problems: Any = None
     ) -> None:
         self.config, self.source = config, source
+        self._shift, self._real = getattr(flags, "shift", None), getattr(flags, "real", None)
         settings, recipe, found = schema.read(config)
         if found and problems is None:
             raise ConfigError(source, found)
@@ -61,7 +65,8 @@ class ClassificationTask:
             else:
                 model = VHeatClassifier(num_classes=settings.num_classes, **settings.arguments)
             if pretrained and settings.pretrained:
-                print(f"{settings.pretrained}: {load_classifier(model, settings.pretrained)}", flush=True)
+                path = local_file(settings.pretrained, schema.ARCHITECTURES.get(settings.arch, settings.arch))
+                print(f"{path}: {load_classifier(model, path)}", flush=True)
         return model
 
     def parameter_factors(self, model: Any) -> Mapping[str, Factors]:
@@ -85,6 +90,20 @@ class ClassificationTask:
 
     @lru_cache(maxsize=2)  # noqa: B019  (a task lives as long as its program)
     def dataset(self, split: str) -> Any:
+        return self._shifted() if split == "val" and (self._shift or self._real) else self._plain(split)
+
+    def _shifted(self) -> ShiftedData:
+        if self.num_classes != 1000:
+            raise ConfigError(f"{self.source}: --shift and --real need a model of 1000 classes, not {self.num_classes}")
+        where = f"{self.source}: DataLoader.Eval.dataset.transform_ops"
+        validation = partial(self._plain, "val")
+        data = ShiftedData(read_flags(self._shift or []), validation, self._transform_ops, self._real, where)
+        if paddle.distributed.get_rank() == 0:
+            for note in data.notes:
+                print(f"note: {note}", flush=True)
+        return data
+
+    def _plain(self, split: str) -> Any:
         where = f"{self.source}: DataLoader.{ {'train': 'Train', 'val': 'Eval'}[split] }.dataset"
         arguments = dict(self.settings.datasets[split])
         given: dict[str, Any] = {"source": f"{where}.transform_ops"}
@@ -139,7 +158,26 @@ class ClassificationTask:
         """Logits (N, K)."""
         return model(batch["img"])
 
-    def evaluator(self) -> ClassificationEvaluator:
+    def infer_exported(self, predictor: Any, batch: dict[str, Any]) -> Any:
+        dataset = self.dataset("val")
+        images: list[Any] = []
+        for index in (meta["index"] for meta in batch["meta"]):
+            files = sample_files(dataset, index)
+            images.append(files[0] if files else np.asarray(dataset.image(index))[..., ::-1])
+        outputs = predictor.outputs(images)
+        if "classes" in outputs[0]:
+            raise UserError(
+                f"{predictor.description.path.parent}: gives the best class alone, which leaves nothing to score "
+                "further ones by; export with --output_op softmax or none"
+            )
+        if "logits" in outputs[0]:
+            return paddle.to_tensor(np.stack([output["logits"] for output in outputs]))
+        chances = np.stack([output["probabilities"] for output in outputs])
+        return paddle.to_tensor(np.log(np.maximum(chances, np.finfo(np.float32).tiny)))
+
+    def evaluator(self) -> Any:
+        if self._shift or self._real:
+            return ShiftEvaluator(self.dataset("val"))
         return ClassificationEvaluator(self.settings.topk, self.num_classes)
 
     def preview(self, model: Any, count: int) -> list[np.ndarray]:

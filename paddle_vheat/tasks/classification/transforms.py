@@ -13,8 +13,10 @@ only training does in ``augment``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from PIL import Image
 
 from paddle_vheat.config import ConfigError, build_list, by_name, option
 from paddle_vheat.data.image_file import open_image
+from paddle_vheat.deploy.images import check_size
 from paddle_vheat.tasks.classification.augment import (
     INTERPOLATIONS,
     RandCropImage,
@@ -30,7 +33,7 @@ from paddle_vheat.tasks.classification.augment import (
     TimmAutoAugment,
     draw_interpolation,
 )
-from paddle_vheat.tasks.classification.operation import IMAGENET_MEAN, IMAGENET_STD, Operation
+from paddle_vheat.tasks.classification.operation import IMAGENET_MEAN, IMAGENET_STD, MAX_SIDE, Operation
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -87,8 +90,8 @@ class ResizeImage(Operation):
     The longer side is rounded down, as in the published evaluation.
     """
 
-    size: tuple[int, int] | None = option(list, None, items=int, length=2, min=1)
-    resize_short: int | None = option(int, None, min=1)
+    size: tuple[int, int] | None = option(list, None, items=int, length=2, min=1, max=MAX_SIDE)
+    resize_short: int | None = option(int, None, min=1, max=MAX_SIDE)
     interpolation: str = option(str, "bicubic", choices=(*INTERPOLATIONS, "random"))
     backend: str = option(str, "pil", choices=("pil",))
 
@@ -101,6 +104,7 @@ class ResizeImage(Operation):
         width, height = image.size
         shorter, target = min(image.size), self.resize_short or 0
         size = self.size or (target * width // shorter, target * height // shorter)
+        check_size(size[1], size[0])
         return image if size == image.size else image.resize(size, draw_interpolation(self.interpolation))
 
 
@@ -112,7 +116,7 @@ class CropImage(Operation):
         ValueError: when called with a smaller image.
     """
 
-    size: tuple[int, int] = option(list, items=int, length=2, min=1)
+    size: tuple[int, int] = option(list, items=int, length=2, min=1, max=MAX_SIDE)
 
     def __call__(self, image: Image.Image) -> Image.Image:
         width, height = self.size
@@ -135,9 +139,9 @@ class NormalizeImage(Operation):
         order: '' or 'hwc' for images and (H, W, 3); 'chw' (PaddleClas' default) after ToCHWImage.
     """
 
-    scale: float = option(float, 1 / 255)
-    mean: tuple[float, float, float] = option(list, IMAGENET_MEAN, items=float, length=3)
-    std: tuple[float, float, float] = option(list, IMAGENET_STD, items=float, length=3, above=0)
+    scale: float = option(float, 1 / 255, min=-(10**6), max=10**6)
+    mean: tuple[float, float, float] = option(list, IMAGENET_MEAN, items=float, length=3, min=-(10**6), max=10**6)
+    std: tuple[float, float, float] = option(list, IMAGENET_STD, items=float, length=3, min=1e-6, max=10**6)
     order: str = option(str, "chw", choices=("", "hwc", "chw"))
 
     def stages(self) -> tuple[tuple[str, ...], str]:
@@ -240,3 +244,30 @@ def pipeline(
         return np.ascontiguousarray(array if stage == "chw" else np.moveaxis(array, -1, 0), np.float32)
 
     return run
+
+
+def create_transform(cfg: Mapping[str, Any]) -> Callable[[Any], np.ndarray]:
+    """The evaluation's preparation of images for a model.
+
+    Args:
+        cfg: a model's ``default_cfg`` (:func:`paddle_vheat.models.registry.default_cfg`).
+
+    Returns:
+        A function of an image (a file's path or bytes, Pillow's, or uint8 RGB (H, W, 3)) to float32 (3, h, w). It
+        raises a ValueError for what is no image.
+    """
+    _, height, width = cfg["input_size"]
+    ops = [
+        DecodeImage(),
+        ResizeImage(resize_short=int(min(height, width) / cfg["crop_pct"]), interpolation=cfg["interpolation"]),
+        CropImage(size=(width, height)),
+        NormalizeImage(mean=cfg["mean"], std=cfg["std"], order=""),
+    ]
+    run = pipeline(ops)
+
+    def transform(image: Any) -> np.ndarray:
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
+        return run(Path(image).read_bytes() if isinstance(image, (str, os.PathLike)) else image)
+
+    return transform

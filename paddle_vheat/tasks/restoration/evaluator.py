@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from paddle_vheat._files import finite
 from paddle_vheat.deploy.writing import write_picture
 from paddle_vheat.engine.task import Scores
 from paddle_vheat.tasks.restoration.metrics import psnr, psnr_b, ssim
@@ -58,7 +58,7 @@ class RestorationEvaluator:
             "means": means,
             "images": [{key: value for key, value in row.items() if key != "index"} for row in rows],
         }
-        return Scores(means[RESTORED], self._table(rows, means), _finite(report), len(rows))
+        return Scores(means[RESTORED], self._table(rows, means), finite(report), len(rows))
 
     def _table(self, rows: list[dict[str, Any]], means: Mapping[str, Mapping[str, float]]) -> str:
         width = max(len(row["image"]) for row in rows)
@@ -69,12 +69,3 @@ class RestorationEvaluator:
             cells = [f"{row[k][m]:>{len(head)}.{4 if m == 'SSIM' else 2}f}" for head, (k, m) in zip(heads, columns)]
             lines.append(f"{row['image']:<{width}}  " + "  ".join(cells))
         return "\n".join(lines)
-
-
-def _finite(value: Any) -> Any:
-    """For JSON, which has no infinity (the PSNR of equal images): None in its place."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -172,6 +172,12 @@ class RestorationTask:
             results[NO_CONDUCTION] = restore(self._without_conduction(model), images, *self._tiles)
         return {kind: to_uint8(to_image(result[0])) for kind, result in results.items()}
 
+    def infer_exported(self, predictor: Any, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        image = batch["input"].numpy()[0]
+        (output,) = predictor.outputs([image], prepared=True)
+        restored = output[OUTPUT][:, : image.shape[1], : image.shape[2]]
+        return {INPUT: to_uint8(to_image(image)), RESTORED: to_uint8(to_image(restored))}
+
     @lru_cache(maxsize=1)  # noqa: B019
     def _without_conduction(self, model: Any) -> Any:
         return without_conduction(model)

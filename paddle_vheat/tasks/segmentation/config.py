@@ -7,15 +7,23 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from paddle_vheat.config import option, read_options
+from paddle_vheat.config import ConfigError, option, read_options
 from paddle_vheat.config.build import arguments_of, find_problems
-from paddle_vheat.config.options import INFINITE
+from paddle_vheat.config.options import INFINITE, check_value
 from paddle_vheat.data.image_file import MAX_PIXELS
 from paddle_vheat.engine.optim import Factors, Recipe, Schedule, schedulers
 from paddle_vheat.models.vheat import MIN_SIZE
+from paddle_vheat.tasks.segmentation.transforms import build_transform
 
-CLIPS = {"ClipGradByGlobalNorm": {"clip_norm"}, "ClipGradByNorm": {"clip_norm"}, "ClipGradByValue": {"max", "min"}}
 _SIZES = ("crop_size", "target_size")
+# What arguments of PaddleSeg's components may be, which do not check them; by the end of their names.
+_RANGES = {
+    "prob": option(float, min=0, max=1),
+    "top_k_percent_pixels": option(float, above=0, max=1),
+    "num_classes": option(int, None, min=1, max=1 << 20),
+    "img_channels": option(int, None, min=1, max=1 << 10),
+    "ignore_index": option(int, None),
+}
 _WORDS = ("dataset_root", "train_path", "val_path", "test_path", "separator", "mode", "type")
 
 
@@ -78,6 +86,20 @@ class AdamW(Adam):
     weight_decay: float | None = option(float, 0.01, min=0, max=INFINITE)
 
 
+@dataclass(frozen=True)
+class ClipByNorm:
+    clip_norm: float = option(float, min=1e-30, max=INFINITE)  # float32's positive numbers
+
+
+@dataclass(frozen=True)
+class ClipByValue:
+    max: float = option(float, min=1e-30, max=INFINITE)
+    min: float | None = option(float, None, min=-INFINITE, max=0)
+
+
+CLIPS: dict[str, type] = {
+    "ClipGradByGlobalNorm": ClipByNorm, "ClipGradByNorm": ClipByNorm, "ClipGradByValue": ClipByValue
+}  # fmt: skip
 OPTIMIZERS: dict[str, type] = {"SGD": OptimizerOptions, "Momentum": Momentum, "Adam": Adam, "AdamW": AdamW}
 _LOWER_CASE = {"sgd": "SGD", "adam": "Adam"}
 
@@ -170,6 +192,9 @@ def _component_problems(block: Any, where: str, registry: Mapping[str, Any], pro
         problems += find_problems(name, arguments, registry, where, taken[1] if taken else ())
     for key, value in block.items():
         _component_problems(value, f"{where}.{key}", registry, problems)
+        for end, rule in _RANGES.items():
+            if key.endswith(end):
+                check_value(value, rule, f"{where}.{key}", problems)
 
 
 def _loss_problems(loss: Mapping[str, Any]) -> list[str]:
@@ -213,14 +238,12 @@ def _optimizer_problems(block: Mapping[str, Any]) -> list[str]:
     options = read_options(OPTIMIZERS[name], arguments, "optimizer", problems)
     clip = getattr(options, "grad_clip_cfg", None)
     if clip is not None:
-        keys = CLIPS.get(clip["name"]) if isinstance(clip.get("name"), str) else None
-        if keys is None:
+        kind = CLIPS.get(str(clip.get("name")))
+        if kind is None:
             problems += find_problems(clip.get("name"), {}, CLIPS, "optimizer.grad_clip_cfg.name")
-        elif set(clip) - keys - {"name"} or not set(clip) & keys:
-            problems.append(f"'optimizer.grad_clip_cfg' of {clip['name']} takes {', '.join(sorted(keys))}, got {clip}")
-        for key in set(clip) & {"clip_norm", "max"}:
-            if not (_finite(clip[key]) and clip[key] > 0):
-                problems.append(f"'optimizer.grad_clip_cfg.{key}' must be a number above 0, got {clip[key]!r}")
+        else:
+            values = {key: value for key, value in clip.items() if key != "name"}
+            read_options(kind, values, "optimizer.grad_clip_cfg", problems)
     return problems
 
 
@@ -239,8 +262,9 @@ def _schedule_problems(block: Mapping[str, Any]) -> list[str]:
     if not (_finite(start) and start >= 0):
         found.append(f"'lr_scheduler.warmup_start_lr' must be a number of at least 0, got {start!r}")
     for key, value in arguments.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            found.append(f"'lr_scheduler.{key}' must be a finite number, got {value!r}")
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, (int, float)) and not (_finite(+number) and number >= 0) and key != "last_epoch":
+                found.append(f"'lr_scheduler.{key}' must not be below 0 or infinite, got {value!r}")
     return found
 
 
@@ -261,6 +285,8 @@ def _dataset_problems(block: Mapping[str, Any] | None, key: str, model: Mapping[
     name = str(backbone.get("type", "")) if isinstance(backbone, Mapping) else ""
     low = MIN_SIZE if name.startswith("vHeat") else 1
     for i, transform in enumerate(transforms):
+        if transform.get("type") == "Normalize":  # the only one that changes every pixel of every image
+            build_transform(transform, f"{key}.transforms.{i}", block.get("img_channels") or 3, problems)
         for argument in _SIZES:
             size = transform.get(argument)
             pair = size if isinstance(size, (list, tuple)) else [size, size]
@@ -353,10 +379,18 @@ def make_recipe(options: SegmentationOptions) -> Recipe:
 
 
 def parameter_factors(options: SegmentationOptions, model: Any) -> dict[str, Factors]:
-    """Factors of ``optimizer.custom_cfg``: the first entry whose ``name`` is part of the parameter's."""
+    """Factors of ``optimizer.custom_cfg``: the first entry whose ``name`` is part of the parameter's.
+
+    Raises:
+        ConfigError: for an entry that is of no parameter.
+    """
     entries = options.optimizer.get("custom_cfg") or []
+    names = [name for name, _ in model.named_parameters()]
+    for i, entry in enumerate(entries):
+        if not any(entry["name"] in name for name in names):
+            raise ConfigError(f"'optimizer.custom_cfg.{i}.name' is {entry['name']!r}, and no parameter's name has it")
     factors = {}
-    for name, _ in model.named_parameters():
+    for name in names:
         for entry in entries:
             if entry["name"] in name:
                 factors[name] = Factors(entry.get("lr_mult", 1.0), entry.get("weight_decay_mult"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_vheat._files import no_such_file
 from paddle_vheat.config import ConfigError, MissingFileError, building, did_you_mean
 from paddle_vheat.engine.loader import read_sample
 from paddle_vheat.errors import DataError
@@ -137,9 +138,9 @@ def list_problems(block: Mapping[str, Any], key: str) -> list[str]:
     if not isinstance(block.get(name), str):
         return []
     path = Path(block[name])
-    if not path.is_file():
-        near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
-        return [f"'{key}.{name}': no such list file: {path}{near}"]
+    if why := no_such_file(path, "list file"):
+        near = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+        return [f"'{key}.{name}': {why}{did_you_mean(path.name, near)}"]
     try:
         lines = path.read_text().splitlines()  # in the encoding in which PaddleSeg reads it
     except UnicodeDecodeError as error:

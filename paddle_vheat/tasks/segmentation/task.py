@@ -13,6 +13,7 @@ import numpy as np
 
 from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.config import ConfigError
+from paddle_vheat.config.options import check_fields
 from paddle_vheat.engine.evaluate import evaluating
 from paddle_vheat.engine.loader import stack
 from paddle_vheat.engine.optim import Factors
@@ -78,11 +79,8 @@ class SegmentationTask:
             raise UserError("--scales and --flip_* are for --aug_eval, which is not given")
         given = {name: getattr(flags, name, None) for name in ("is_slide", "crop_size", "stride")}
         options = replace(options, **{name: value for name, value in given.items() if value})
+        check_fields(options)
         problems = options.problems("test_config")
-        if not all(np.isfinite(scale) and 0 < scale <= 64 for scale in options.scales):
-            problems.append(f"--scales must be positive numbers of at most 64, got {options.scales}")
-        if options.is_slide and min(options.stride or [1]) < 1:
-            problems.append(f"--stride must be at least 1 pixel each way, got {options.stride}")
         if problems:
             raise ConfigError(f"{self.source}: {problems[0]}")
         return asdict(options)
@@ -225,6 +223,10 @@ class SegmentationTask:
         logits = predict_logits(model, batch["img"], batch["meta"][0]["undo"], **self.test_options)
         return paddle.argmax(logits, axis=1).numpy()[0]
 
+    def infer_exported(self, predictor: Any, batch: dict[str, Any]) -> np.ndarray:
+        image = self.dataset("val").files(batch["meta"][0]["index"])[0]
+        return predictor.predictions([image])[0].value
+
     def evaluator(self) -> SegmentationEvaluator:
         return SegmentationEvaluator(self.class_names, self.dataset("val").dataset.ignore_index)
 
@@ -302,6 +304,9 @@ def predict_logits(model: Any, image: Any, undo: list[tuple[str, tuple[int, int]
     slide["is_slide"] = options.get("is_slide", False)
     if options.get("aug_eval"):
         flips = {name: options.get(name, False) for name in ("flip_horizontal", "flip_vertical")}
+        smallest = min(options.get("scales", [1.0])) * min(image.shape[2:])
+        if round(smallest) < 1:
+            raise UserError(f"--scales: the image would become {smallest:.2g} pixels wide or high")
         return seg.infer.aug_inference(
             model, image, trans_info=undo, scales=options.get("scales", [1.0]), **flips, **slide
         )[1]

@@ -46,8 +46,8 @@ def _size(image: np.ndarray) -> tuple[int, int]:
 class Normalize:
     """(value / 255 - mean) / std by channel."""
 
-    mean: Sequence[float] = option(list, [0.5], items=float)
-    std: Sequence[float] = option(list, [0.5], items=float, above=0)
+    mean: Sequence[float] = option(list, [0.5], items=float, min=-(10**6), max=10**6)
+    std: Sequence[float] = option(list, [0.5], items=float, min=1e-6, max=10**6)
 
     def __call__(self, image: np.ndarray, undo: Undo) -> np.ndarray:
         image = image.astype(np.float32) / np.float32(255)
@@ -153,7 +153,7 @@ class Padding:
     """At the right and bottom up to ``target_size`` [width, height]."""
 
     target_size: Sequence[int] = _width_height()
-    im_padding_value: float = option(float, 127.5)
+    im_padding_value: float = option(float, 127.5, min=-(10**6), max=10**6)
     label_padding_value: float = option(float, 255)
 
     def __call__(self, image: np.ndarray, undo: Undo) -> np.ndarray:
@@ -164,8 +164,8 @@ class Padding:
 class PaddingByAspectRatio:
     """At the right or bottom until width / height is ``aspect_ratio``."""
 
-    aspect_ratio: float = option(float, 1, above=0)
-    im_padding_value: float = option(float, 127.5)
+    aspect_ratio: float = option(float, 1, min=1e-3, max=1000)
+    im_padding_value: float = option(float, 127.5, min=-(10**6), max=10**6)
     label_padding_value: float = option(float, 255)
 
     def __call__(self, image: np.ndarray, undo: Undo) -> np.ndarray:
@@ -218,13 +218,14 @@ def build_transforms(config: Any, where: str = "transforms", channels: int = 3) 
     if not isinstance(config, Sequence) or isinstance(config, str):
         raise ConfigError(f"'{where}' must be a list, got {short(config)}")
     problems: list[str] = []
-    transforms = [_build(entry, f"{where}.{i}", channels, problems) for i, entry in enumerate(config)]
+    transforms = [build_transform(entry, f"{where}.{i}", channels, problems) for i, entry in enumerate(config)]
     if problems:
         raise ConfigError(problems[0]) if len(problems) == 1 else ConfigError(where, problems)
     return Pipeline(transforms, channels)
 
 
-def _build(entry: Any, where: str, channels: int, problems: list[str]) -> Any:
+def build_transform(entry: Any, where: str, channels: int, problems: list[str]) -> Any:
+    """One of them; None, and a text for each mistake in ``problems``, if it cannot be."""
     try:
         name, arguments = by_type(entry)
     except ValueError as error:

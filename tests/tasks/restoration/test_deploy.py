@@ -13,6 +13,7 @@ from PIL import Image
 from paddle_vheat import cli
 from paddle_vheat._paddle import PADDLE_2
 from paddle_vheat.deploy import Predictor
+from paddle_vheat.engine.evaluate import evaluate, evaluate_exported
 from paddle_vheat.errors import ConfigError, UserError
 from paddle_vheat.tasks.restoration.task import restore
 from paddle_vheat.weights.loading import save_weights
@@ -69,6 +70,16 @@ def test_pictures_of_any_size(dynamic, gray, runtime):
     first, second = picture(20, 24, 1), picture(20, 24, 2)
     for one, image in zip(predictor.predict([first, second]), (first, second)):
         assert close(one, expected(task, model, image))
+
+
+def test_the_score_of_an_export_is_the_checkpoints(dynamic):
+    task, model, folder = dynamic
+    ours, theirs = evaluate(task, model), evaluate_exported(task, Predictor(folder, "paddle", threads=1))
+    assert ours.samples == theirs.samples > 0
+    assert theirs.values["PSNR"] == pytest.approx(
+        ours.values["PSNR"], abs=0.01
+    )  # pixels may be rounded to another step
+    assert theirs.report["means"]["input"] == ours.report["means"]["input"]
 
 
 def test_what_is_no_picture_for_it_is_reported(dynamic, colour):

@@ -183,9 +183,12 @@ def test_a_broken_image_does_not_stop_the_others(cityscapes, tmp_path):
     [
         ({"is_slide": True}, "need crop_size and stride"),
         ({"is_slide": True, "crop_size": [32, 32], "stride": [33, 32]}, "larger than the window"),
-        ({"is_slide": True, "crop_size": [32, 32], "stride": [0, 32]}, "stride must be at least 1"),
-        ({"aug_eval": True, "scales": [1.0, 0.0]}, "scales must be positive"),
-        ({"aug_eval": True, "scales": [float("nan")]}, "scales must be positive"),
+        (
+            {"is_slide": True, "crop_size": [32, 32], "stride": [0, 32]},
+            "'stride' must be a list of 2 integers of at least 1",
+        ),
+        ({"aug_eval": True, "scales": [1.0, 0.0]}, "'scales' must be a list of numbers of above 0"),
+        ({"aug_eval": True, "scales": [float("nan")]}, "'scales' must be a list of numbers of above 0"),
         ({"scales": [0.5]}, "for --aug_eval, which is not given"),
     ],
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from paddle_vheat.analysis.cost import PUBLISHED, count, total
 from paddle_vheat.models import VARIANTS, create_model
-from paddle_vheat.models.analysis import PUBLISHED, count, total
 from paddle_vheat.models.vheat import fold_model
 from tools import analyze_model
 

@@ -44,10 +44,13 @@ def _layer_cost(layer: Any, inputs: Any, output: Any) -> int:
     if isinstance(layer, (HeatConduction2D, FoldedHeatConduction2D)):
         channels, rows = layer.channels, layer.data_format.index("H")
         height, width = inputs[0].shape[rows : rows + 2]
+        spectrum = layer.ablation.spectrum if hasattr(layer, "ablation") else "full"
         transforms = 2 * height * width * channels * (height + width)
+        if spectrum == "fft_filter":  # 2.5 N log2(N) operations each of a real transform of N positions
+            transforms = round(2.5 * height * width * math.log2(height * width)) * channels
         decay = height * width * channels
         # Made once for the whole batch, so it counts fully for one image only.
-        to_k = height * width * channels**2 if isinstance(layer, HeatConduction2D) else 0
+        to_k = height * width * channels**2 if isinstance(layer, HeatConduction2D) and spectrum == "full" else 0
         return transforms + decay + to_k
     return 0
 

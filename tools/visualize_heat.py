@@ -1,0 +1,161 @@
+"""Pictures of what a trained network's heat conduction does: one PNG for each concept, all numbers in heat.json.
+
+python tools/visualize_heat.py --config configs/vheat_micro_cifar10.yml --model_path output/best_model --before
+python tools/visualize_heat.py --config C --model_path W --image street.png --what image stages erf cam --size 512
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from paddle_vheat.cpu import configure_cpu
+
+WHAT = ("k", "reach", "response", "patch", "image", "stages", "erf", "cam")
+MAX_IMAGES = 50
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Pictures of heat conduction in a trained model.")
+    add = parser.add_argument
+    add("--config", required=True, help="configuration of any model with heat conduction")
+    add("--model_path", required=True, help="checkpoint, or a folder with model.pdparams")
+    add("--opts", nargs="+", default=[], metavar="KEY=VALUE", help="as of train.py")
+    text = "image files or folders; the first is shown, up to 50 are used for the receptive field"
+    add("--image", nargs="+", default=[], metavar="I", help=text)
+    text = "concepts; default: all that can be shown (with --image all eight)"
+    add("--what", nargs="+", choices=WHAT, help=text)
+    add("--patch", nargs=2, type=int, metavar=("Y", "X"), help="where heat starts on the first stage's map")
+    add("--size", nargs="+", type=int, metavar="N", help="pixels: N, or H W; default: what the model is made for")
+    add("--class", dest="label", type=int, help="class for cam; default the likeliest")
+    add("--before", action="store_true", help="also show the model with random weights")
+    add("--seed", type=int, default=42, help="of --before; default 42, as of train.py")
+    add("--save_dir", default="output/heat", help="folder to write into; default output/heat")
+    return parser.parse_args(argv)
+
+
+def image_files(names: list[str]) -> list[Path]:
+    """Up to ``MAX_IMAGES`` image files of these files and folders."""
+    from paddle_vheat.errors import UserError
+
+    endings = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+    found: list[Path] = []
+    for name in names:
+        path = Path(name)
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"--image {name}: holds no images ({', '.join(endings)})")
+        found += inside
+    return found[:MAX_IMAGES]
+
+
+def normalisation(config: Any) -> Iterator[tuple[list[float], list[float]]]:
+    """Every mean and standard deviation that a configuration names, the last being those of evaluation."""
+    values = config.values() if isinstance(config, Mapping) else config if isinstance(config, list) else ()
+    if isinstance(config, Mapping) and {"mean", "std"} <= set(config):
+        yield config["mean"], config["std"]
+    for value in values:
+        yield from normalisation(value)
+
+
+def read(path: Path, size: tuple[int, int], channels: int) -> Any:
+    """An image file squashed to ``size``: float32 (H, W, channels) of 0 to 1."""
+    import numpy as np
+    from PIL import Image
+
+    from paddle_vheat.data.image_file import read_bgr
+
+    image = Image.fromarray(np.ascontiguousarray(read_bgr(path)[..., ::-1]))
+    image = image.convert("L" if channels == 1 else "RGB").resize(size[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(image, np.float32).reshape(*size, channels) / 255
+
+
+def plain(value: Any) -> Any:
+    """For JSON: arrays as lists, six digits, None for what is no number."""
+    import numpy as np
+
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.6g}") if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def visualize(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from paddle_vheat._files import write_atomically
+    from paddle_vheat._paddle import nn, paddle
+    from paddle_vheat.analysis.observe import backbone_of
+    from paddle_vheat.analysis.pictures import CONCEPTS, NEED_AN_IMAGE, Subject
+    from paddle_vheat.cli import load_checkpoint
+    from paddle_vheat.config import load_config
+    from paddle_vheat.errors import UserError
+    from paddle_vheat.models.vheat import size_pair
+    from paddle_vheat.tasks import find_task
+
+    files = image_files(args.image)
+    what = args.what or [name for name in WHAT if files or name not in NEED_AN_IMAGE]
+    if not files and set(what) & set(NEED_AN_IMAGE):
+        raise UserError(f"--what {' '.join(n for n in what if n in NEED_AN_IMAGE)} needs --image")
+    config = load_config(args.config, args.opts)
+    task = find_task(config, args.config)[1].make_task(config, args.config, args, None)
+    paddle.seed(args.seed)
+    before = task.build_model(pretrained=False)
+    model = task.build_model(pretrained=False)
+    load_checkpoint(task, model, args.model_path)
+    network = backbone_of(model)
+    if args.size and len(args.size) > 2:
+        raise UserError(f"--size takes N, or H W; got {args.size}")
+    given = args.size or list(getattr(network, "img_size", (128, 128)))
+    size = size_pair(given[0] if len(given) == 1 else given, "--size")
+    first = next(layer for layer in network.sublayers() if isinstance(layer, nn.Conv2D))
+    channels = first._in_channels
+    pictures = [read(path, size, channels) for path in files]
+    restores = hasattr(network, "img_range")  # takes values of 0 to 1 as they are
+    mean, std = ([0.0], [1.0]) if restores else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    for mean, std in normalisation(config):  # noqa: B007
+        pass
+    arrays = [((picture - mean) / np.asarray(std)).transpose(2, 0, 1).astype(np.float32) for picture in pictures]
+    folder = Path(args.save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    subject = Subject(
+        Path(args.config).stem,
+        model,
+        arrays[0] if arrays else np.zeros((channels, *size), np.float32),
+        folder,
+        before if args.before else None,
+        np.repeat(pictures[0], 3 // channels, axis=2) if pictures else None,
+        arrays,
+        tuple(args.patch) if args.patch else None,
+        args.label,
+    )
+    numbers = {"config": args.config, "model_path": args.model_path, "size": size, "picture": list(map(str, files[:1]))}
+    for name in what:
+        numbers[name] = CONCEPTS[name](subject)
+        print(f"{name} done", flush=True)
+    text = json.dumps(plain(numbers)) + "\n"
+    write_atomically(folder / "heat.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
+    print(f"written: {folder} ({', '.join(sorted(p.name for p in folder.iterdir()))})")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    if "paddle" not in sys.modules:
+        configure_cpu()
+    try:
+        visualize(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
