@@ -8,7 +8,7 @@ PY     := $(VENV)/bin/python
 # Besides these, the tests run on the Paddle that requirements.txt pins: `make test`.
 OTHER_PADDLES := 2.6.2 3.3.1
 
-.PHONY: demo demo-cls demo-det test test-all test-matrix test-numpy2 test-clas test-install check format clean
+.PHONY: demo demo-cls demo-det test test-all test-matrix test-numpy2 test-clas test-det test-install check format clean
 
 demo: $(VENV)/.run
 	$(PY) tools/demo.py
@@ -47,6 +47,10 @@ test-numpy2: $(VENV)/.dev build/numpy2/.done
 test-clas: $(VENV)-clas/.done
 	VHEAT_TEST_PADDLECLAS=1 $(VENV)-clas/bin/python -m pytest tests/integrations/test_paddleclas.py
 
+# The PaddleDetection tests on its real wheel, likewise.
+test-det: $(VENV)-det/.done
+	VHEAT_TEST_PADDLEDET=1 $(VENV)-det/bin/python -m pytest tests/integrations/test_paddledet.py
+
 # What `pip install` gives a user: the wheel and its extras as pip's own resolver puts them together, each time anew.
 INSTALL := build/install
 test-install:
@@ -70,7 +74,7 @@ format: $(VENV)/.dev
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-clas $(OTHER_PADDLES:%=$(VENV)-%) build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-clas $(VENV)-det $(OTHER_PADDLES:%=$(VENV)-%) build output data/street_scenes .pytest_cache .ruff_cache .mypy_cache
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -101,4 +105,11 @@ $(VENV)-clas/.done: requirements.txt requirements-dev.txt requirements-clas.txt 
 	$(VENV)-clas/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		-r requirements.txt -r requirements-dev.txt -r requirements-clas.txt
 	$(VENV)-clas/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(VENV)-det/.done: requirements.txt requirements-dev.txt requirements-det.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-det
+	$(VENV)-det/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements.txt -r requirements-dev.txt -r requirements-det.txt
+	$(VENV)-det/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

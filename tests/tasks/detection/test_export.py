@@ -171,7 +171,7 @@ def test_what_counts_as_equal(change, share):
         ("class_names", ["one"], r"'Deploy\.options\.class_names' must be 5 names"),
         ("scale", [100, 200], r"'Deploy\.options\.scale' must be \[longest, shortest\]"),
         ("thresold", 0.5, r"unknown key 'Deploy\.options\.thresold'; did you mean 'threshold'"),
-        ("num_classes", 6, r"'Deploy\.programs\.model' is .*, but 'Deploy\.options' means"),
+        ("num_classes", 6, r"'Deploy\.programs\.\w+' is .*, but 'Deploy\.options' means"),
     ],
 )
 def test_a_changed_description_is_refused(exported, tmp_path, key, value, message):
