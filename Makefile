@@ -11,8 +11,8 @@ OTHER_PADDLES := 2.6.2 3.3.1
 # Two processes, each with half of the cores and whole files of tests.
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo demo-cls demo-det demo-ir test test-all test-matrix test-numpy2 test-clas test-install bench-torch check \
-	docs format clean
+.PHONY: demo demo-cls demo-det demo-ir test test-all test-matrix test-numpy2 test-clas test-det test-install bench-torch \
+	check docs format clean
 
 demo: $(VENV)/.run
 	$(PY) tools/demo.py
@@ -54,6 +54,10 @@ test-numpy2: $(VENV)/.dev build/numpy2/.done
 # The PaddleClas tests on its real wheel, in an environment of its own; `make test` runs them on a stand-in.
 test-clas: $(VENV)-clas/.done
 	VHEAT_TEST_PADDLECLAS=1 $(VENV)-clas/bin/python -m pytest tests/integrations/test_paddleclas.py
+
+# The PaddleDetection tests on its real wheel, likewise.
+test-det: $(VENV)-det/.done
+	VHEAT_TEST_PADDLEDET=1 $(VENV)-det/bin/python -m pytest tests/integrations/test_paddledet.py
 
 # What `pip install` gives a user: the wheel and its extras as pip's own resolver puts them together, each time anew.
 INSTALL := build/install
@@ -133,4 +137,11 @@ $(VENV)-clas/.done: requirements.txt requirements-dev.txt requirements-clas.txt 
 	$(VENV)-clas/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		-r requirements.txt -r requirements-dev.txt -r requirements-clas.txt
 	$(VENV)-clas/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(VENV)-det/.done: requirements.txt requirements-dev.txt requirements-det.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-det
+	$(VENV)-det/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements.txt -r requirements-dev.txt -r requirements-det.txt
+	$(VENV)-det/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
