@@ -45,16 +45,16 @@ class PlainClassifier(nn.Layer):
         return self.port.logits(x)
 
 
-class PlainTrunk(nn.Layer):
+class PlainBackbone(nn.Layer):
     """The port of a :class:`paddle_vheat.models.VHeat` with output norms, as the backbone of a decoder."""
 
-    def __init__(self, trunk: Any) -> None:
+    def __init__(self, backbone: Any) -> None:
         super().__init__()
-        self.feat_channels = trunk.feat_channels
+        self.feat_channels = backbone.feat_channels
         holder = nn.Layer()
-        holder.backbone = trunk
+        holder.backbone = backbone
         state = published_layout(holder)
-        self.norms = nn.LayerList([getattr(trunk, f"outnorm{i}") for i in range(4)])
+        self.norms = nn.LayerList([getattr(backbone, f"outnorm{i}") for i in range(4)])
         self.port = _Port({name: value for name, value in state.items() if "outnorm" not in name})
         _register(self)
 
@@ -64,15 +64,15 @@ class PlainTrunk(nn.Layer):
 
 
 class PlainUPerNet(nn.Layer):
-    """The decoders of a :class:`paddle_vheat.models.UPerNet` line by line, on a plain trunk."""
+    """The decoders of a :class:`paddle_vheat.models.UPerNet` line by line, on a plain backbone."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.trunk = PlainTrunk(model.backbone)
+        self.backbone = PlainBackbone(model.backbone)
         self.head, self.auxiliary = model.decode_head, model.auxiliary_head
 
     def forward(self, x: Any) -> list[Any]:
-        maps = self.trunk(x)
+        maps = self.backbone(x)
         head, last = self.head, maps[-1]
         pooled = [last]
         for branch in head.pyramid:

@@ -163,11 +163,11 @@ def build(model: ModelOptions) -> MaskRCNN:
     """The model with random weights."""
     heads: dict[str, Any] = {"channels": model.channels, "fc_channels": model.fc_channels}
     selection = Selection(**asdict(model.selection))
-    backbone: dict[str, Any] = {name: getattr(model, name) for name in ("img_size", "drop_path_rate", "recompute")}
+    options: dict[str, Any] = {name: getattr(model, name) for name in ("img_size", "drop_path_rate", "recompute")}
     if model.name == CUSTOM:
-        trunk = VHeat(embed_dim=model.embed_dim or 0, depths=tuple(model.depths), out_norms=True, **backbone)
-        return MaskRCNN(model.num_classes, trunk, selection=selection, **heads)
-    return build_mask_rcnn(model.name, model.num_classes, selection=selection, **backbone, **heads)
+        backbone = VHeat(embed_dim=model.embed_dim or 0, depths=tuple(model.depths), out_norms=True, **options)
+        return MaskRCNN(model.num_classes, backbone, selection=selection, **heads)
+    return build_mask_rcnn(model.name, model.num_classes, selection=selection, **options, **heads)
 
 
 def make_recipe(options: DetectionOptions) -> Recipe:

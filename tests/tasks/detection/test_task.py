@@ -226,8 +226,8 @@ def test_what_is_new_in_fine_tuning_is_listed(coco, tmp_path):
 
     model = small.make_task(coco).build_model()
     names = set(model.state_dict())
-    trunk = {"embed_dim": 8, "depths": (1, 1, 1, 1), "img_size": 32, "drop_path_rate": 0.0}
-    save_weights(VHeatClassifier(num_classes=2, **trunk), tmp_path / "cls.pdparams")
+    backbone = {"embed_dim": 8, "depths": (1, 1, 1, 1), "img_size": 32, "drop_path_rate": 0.0}
+    save_weights(VHeatClassifier(num_classes=2, **backbone), tmp_path / "cls.pdparams")
     report = load_detector(model, tmp_path / "cls.pdparams")
     heads = {name for name in names if name.startswith(("neck.", "rpn_head.", "roi_head.", "backbone.outnorm"))}
     assert set(report.newly_initialised) == heads
