@@ -76,6 +76,7 @@ test-install:
 
 # Speed and memory beside a plain PyTorch port, in an environment of its own; ARGS="--rounds 1" and others.
 bench-torch: $(VENV)-torch/.done
+	mkdir -p build
 	$(VENV)-torch/bin/python benchmarks/beside_pytorch.py --json build/beside_pytorch.json $(ARGS)
 
 check: $(VENV)/.dev
@@ -119,29 +120,16 @@ build/numpy2/.done: | $(PY)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target build/numpy2 numpy==2.2.6
 	touch $@
 
-$(VENV)-torch/.done: requirements.txt requirements-torch.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)-torch
-	$(VENV)-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		-r requirements.txt -r requirements-torch.txt
-	$(VENV)-torch/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	mkdir -p build
+# Environments with one more list of requirements than the tests' own.
+EXTRA := $(VENV)-torch/.done $(VENV)-clas/.done $(VENV)-det/.done
+$(EXTRA): $(VENV)-%/.done: requirements.txt requirements-dev.txt requirements-%.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements.txt -r requirements-dev.txt -r requirements-$*.txt
+	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 $(VENV)-docs/.done: requirements-docs.txt
 	$(PYTHON) -m venv $(VENV)-docs
 	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-docs.txt
-	touch $@
-
-$(VENV)-clas/.done: requirements.txt requirements-dev.txt requirements-clas.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)-clas
-	$(VENV)-clas/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		-r requirements.txt -r requirements-dev.txt -r requirements-clas.txt
-	$(VENV)-clas/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	touch $@
-
-$(VENV)-det/.done: requirements.txt requirements-dev.txt requirements-det.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)-det
-	$(VENV)-det/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		-r requirements.txt -r requirements-dev.txt -r requirements-det.txt
-	$(VENV)-det/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
