@@ -49,6 +49,20 @@ def keep_aside(folder: Path) -> None:
     print(f"the earlier demo is kept in {aside}")
 
 
+def start(description: str, save_dir: str) -> tuple[str, list[str]]:
+    """Read a demo's options and make its folder; gives ``--save_dir`` and ``--opts`` as the commands take them."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--save_dir", default=save_dir, help=f"default {save_dir}")
+    text = "replace values of the configuration"
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help=text)
+    args = parser.parse_args()
+    out = ROOT / args.save_dir
+    keep_aside(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
+    return args.save_dir, ["--opts", *args.opts] if args.opts else []
+
+
 def class_table(scores: dict[str, Any]) -> str:
     """Markdown table of per-class IoU beside what predicting the commonest class everywhere would reach."""
     commonest = max(scores["classes"], key=lambda c: c["share"])
@@ -88,20 +102,13 @@ def gallery(exported: Path, count: int = 6, columns: int = 7) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train, evaluate, export and show a small vHeat on street scenes.")
-    parser.add_argument("--save_dir", default="output/demo", help="default output/demo")
-    text = "replace values of the configuration"
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help=text)
-    args = parser.parse_args()
-    out, start = ROOT / args.save_dir, time.perf_counter()
-    opts = ["--opts", *args.opts] if args.opts else []
-    keep_aside(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).touch()
-    model, exported, scores = (f"{args.save_dir}/{name}" for name in ("best_model", "inference_model", "scores.json"))
+    began = time.perf_counter()
+    save_dir, opts = start("Train, evaluate, export and show a small vHeat on street scenes.", "output/demo")
+    out = ROOT / save_dir
+    model, exported, scores = (f"{save_dir}/{name}" for name in ("best_model", "inference_model", "scores.json"))
 
     run("-m", "examples.street_scenes", "--output", str(DATA))
-    saving = ["--do_eval", "--use_vdl", "--save_interval", "300", "--save_dir", args.save_dir]
+    saving = ["--do_eval", "--use_vdl", "--save_interval", "300", "--save_dir", save_dir]
     run("train.py", "--config", CONFIG, *saving, *opts)
     trained = ["--config", CONFIG, "--model_path", f"{model}/model.pdparams"]
     run("val.py", *trained, "--json", scores, *opts)
@@ -112,7 +119,7 @@ def main() -> None:
     gallery(ROOT / exported).save(out / "demo.png")
     print(f"\n{table}\nimage | truth | prediction of the exported model: {out / 'demo.png'}")
     print(f"per-class IoU: {out / 'per_class_iou.md'}")
-    print(f"{time.perf_counter() - start:.0f} s in all")
+    print(f"{time.perf_counter() - began:.0f} s in all")
 
 
 if __name__ == "__main__":

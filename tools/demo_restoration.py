@@ -8,14 +8,13 @@ OpenCV's non-local means, and of the model itself without conduction.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
-from demo import MARK, ROOT, keep_aside, run
+from demo import ROOT, run, start
 from PIL import Image, ImageDraw
 
 from paddle_vheat.deploy import Predictor
@@ -70,21 +69,15 @@ def gallery(columns: list[tuple[str, list[np.ndarray]]]) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train a small denoiser on generated pictures and show what it does.")
-    parser.add_argument("--save_dir", default="output/demo_restoration", help="default output/demo_restoration")
-    text = "replace values of the configuration"
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help=text)
-    args = parser.parse_args()
-    out, start = ROOT / args.save_dir, time.perf_counter()
-    opts = ["--opts", *args.opts] if args.opts else []
-    keep_aside(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).touch()
-    exported, scores = f"{args.save_dir}/inference_model", f"{args.save_dir}/scores.json"
+    began = time.perf_counter()
+    text = "Train a small denoiser on generated pictures and show what it does."
+    save_dir, opts = start(text, "output/demo_restoration")
+    out = ROOT / save_dir
+    exported, scores = f"{save_dir}/inference_model", f"{save_dir}/scores.json"
 
     run("-m", "examples.dead_leaves", "--output", str(DATA))
-    run("train.py", "--config", CONFIG, "--do_eval", "--log_iters", "50", "--save_dir", args.save_dir, *opts)
-    trained = ["--config", CONFIG, "--model_path", f"{args.save_dir}/best_model"]
+    run("train.py", "--config", CONFIG, "--do_eval", "--log_iters", "50", "--save_dir", save_dir, *opts)
+    trained = ["--config", CONFIG, "--model_path", f"{save_dir}/best_model"]
     run("val.py", *trained, "--ablate", "k=0", "--json", scores, *opts)
     run("export.py", *trained, "--save_dir", exported, *opts)
 
@@ -100,7 +93,7 @@ def main() -> None:
     shown = (noisy[:3], smoothed[:3], restored, clean[:3])
     gallery(list(zip(names, shown))).save(out / "demo.png")
     print(f"\n{found}\n{' | '.join(names)}: {out / 'demo.png'}")
-    print(f"{time.perf_counter() - start:.0f} s in all")
+    print(f"{time.perf_counter() - began:.0f} s in all")
 
 
 if __name__ == "__main__":
