@@ -7,7 +7,6 @@ of the full operator alone.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat._paddle import F, nn, no_autocast, paddle
+from paddle_vheat.models.registry import unknown_name
 from paddle_vheat.models.vheat import Stage, VHeat, stage_sizes
 from paddle_vheat.ops import HeatConduction2D, conduct_heat, heat_decay, resize_bicubic
 from paddle_vheat.ops.dct import size_of
@@ -65,9 +65,7 @@ def read_ablation(given: Any) -> Ablation:
     known = [*SPECTRA, "no_gate", "no_dwconv", "alignment"]
     for name, value in entries.items():
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"ablation: unknown name {name!r}{hint} (known: {', '.join(known)})")
+            raise ValueError(f"ablation: {unknown_name('name', name, known)}")
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if name == "k_fixed" and not (number and 0 <= value < math.inf):
             raise ValueError(f"ablation: k_fixed must be a number of at least 0, got {value!r}")
