@@ -67,54 +67,26 @@ class vHeat(_Backbone):
         super().__init__(pretrained, embed_dim=embed_dim, depths=tuple(depths), **options)
 
 
-def _of_variant(name: str, img_size: int, drop_path_rate: float, recompute: bool) -> dict[str, Any]:
-    options = {"img_size": img_size, "drop_path_rate": drop_path_rate, "recompute": recompute}
-    return {**asdict(VARIANTS[name]), **options}
+def _variant(name: str, schedule_rate: float) -> type[_Backbone]:
+    class Variant(_Backbone):
+        def __init__(
+            self,
+            img_size: int = 512,
+            drop_path_rate: float = schedule_rate,
+            pretrained: str | None = None,
+            recompute: bool = False,
+        ) -> None:
+            options = {"img_size": img_size, "drop_path_rate": drop_path_rate, "recompute": recompute}
+            super().__init__(pretrained, **{**asdict(VARIANTS[name]), **options})
+
+    Variant.__name__ = Variant.__qualname__ = name.replace("vheat", "vHeat")
+    Variant.__doc__ = f"The published {name} backbone; the stochastic depth is that of its 1x schedule."
+    return register(serializable(Variant))
 
 
-@register
-@serializable
-class vHeat_tiny(_Backbone):
-    """The published tiny backbone; the stochastic depth is that of its 1x schedule."""
-
-    def __init__(
-        self,
-        img_size: int = 512,
-        drop_path_rate: float = 0.1,
-        pretrained: str | None = None,
-        recompute: bool = False,
-    ) -> None:
-        super().__init__(pretrained, **_of_variant("vheat_tiny", img_size, drop_path_rate, recompute))
-
-
-@register
-@serializable
-class vHeat_small(_Backbone):
-    """As :class:`vHeat_tiny`, the small one."""
-
-    def __init__(
-        self,
-        img_size: int = 512,
-        drop_path_rate: float = 0.3,
-        pretrained: str | None = None,
-        recompute: bool = False,
-    ) -> None:
-        super().__init__(pretrained, **_of_variant("vheat_small", img_size, drop_path_rate, recompute))
-
-
-@register
-@serializable
-class vHeat_base(_Backbone):
-    """As :class:`vHeat_tiny`, the base one."""
-
-    def __init__(
-        self,
-        img_size: int = 512,
-        drop_path_rate: float = 0.5,
-        pretrained: str | None = None,
-        recompute: bool = False,
-    ) -> None:
-        super().__init__(pretrained, **_of_variant("vheat_base", img_size, drop_path_rate, recompute))
+vHeat_tiny = _variant("vheat_tiny", 0.1)
+vHeat_small = _variant("vheat_small", 0.3)
+vHeat_base = _variant("vheat_base", 0.5)
 
 
 # --- compatibility ----------------------------------------------------------------------------------
