@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
         configure_cpu()
     from paddle_vheat.analysis.cost import PUBLISHED, count, total
     from paddle_vheat.models import create_model
-    from paddle_vheat.models.vheat import VHeat, fold_model, size_pair
+    from paddle_vheat.models.vheat import VHeat, size_pair
+    from paddle_vheat.ops import fold
 
     try:
         given = args.size or [224]
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             backbones = [layer for layer in model.sublayers() if isinstance(layer, VHeat)]
             if not args.size and backbones:
                 size = backbones[0].img_size
-        training, folded = count(model, size), count(fold_model(model, size), size)
+        training, folded = count(model, size), count(fold(model, size), size)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from paddle_vheat.models.vheat import VARIANTS, Variant, VHeat, VHeatClassifier, size_pair
+from paddle_vheat.models.classifier import VHeatClassifier
+from paddle_vheat.models.vheat import VARIANTS, Variant, VHeat, size_pair
 
 _BUILDERS: dict[str, Callable[..., Any]] = {}
 

@@ -12,9 +12,11 @@ import numpy as np
 
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import UserError
+from paddle_vheat.models.classifier import VHeatClassifier
 from paddle_vheat.models.mask_rcnn import MaskRCNN
 from paddle_vheat.models.upernet import UPerNet
-from paddle_vheat.models.vheat import VARIANTS, VHeat, VHeatClassifier, fold_model, stage_sizes
+from paddle_vheat.models.vheat import VARIANTS, VHeat, stage_sizes
+from paddle_vheat.ops import fold
 from paddle_vheat.weights.detection_keys import detection_key_map
 from paddle_vheat.weights.key_map import convert_state
 from paddle_vheat.weights.loading import EMBEDDING_SUFFIX, LoadReport, load_state
@@ -179,7 +181,7 @@ def build_model(published: Published) -> Any:
     else:
         channels, hidden = (_width(state, name) for name in ("neck.lateral_convs.0.conv.bias", _HIDDEN))
         model = MaskRCNN(published.num_classes or 0, VHeat(**backbone, out_norms=True), channels, hidden)
-    return fold_model(model, published.img_size) if published.folded else model
+    return fold(model, published.img_size) if published.folded else model
 
 
 def zero_pad(embedding: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -251,7 +253,7 @@ def converted_arrays(path: str | Path) -> dict[str, np.ndarray]:
 def check(model: Any, size: tuple[int, int]) -> dict[str, float]:
     """Run the training form and the folded form on an image; largest differences relative to the largest value."""
     model.eval()
-    folded = fold_model(model, size)
+    folded = fold(model, size)
     x = paddle.to_tensor(np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32))
     with paddle.no_grad():
         forms = [form.forward_features if isinstance(form, MaskRCNN) else form for form in (model, folded)]

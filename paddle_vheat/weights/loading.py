@@ -13,7 +13,8 @@ import numpy as np
 from paddle_vheat._files import no_such_file, write_atomically
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import UserError
-from paddle_vheat.models.vheat import VHeat, VHeatClassifier
+from paddle_vheat.models.classifier import VHeatClassifier
+from paddle_vheat.models.vheat import VHeat
 from paddle_vheat.ops import resize_bicubic
 from paddle_vheat.ops.dct import dtype_name
 from paddle_vheat.weights.safe_pickle import UnsafeFileError, load_arrays

@@ -6,7 +6,7 @@ import pytest
 
 from paddle_vheat.analysis.cost import PUBLISHED, count, total
 from paddle_vheat.models import VARIANTS, create_model
-from paddle_vheat.models.vheat import fold_model
+from paddle_vheat.ops import fold
 from tools import analyze_model
 
 
@@ -33,18 +33,18 @@ def closed_form(width, depths, classes=1000, size=224):
 @pytest.mark.parametrize("name", list(PUBLISHED))
 def test_counts_equal_the_closed_form_and_round_to_the_published(name):
     model = create_model(name)
-    folded = total(count(fold_model(model, 224), 224))
+    folded = total(count(fold(model, 224), 224))
     variant = VARIANTS[name]
     assert folded.multiply_adds == closed_form(variant.embed_dim, variant.depths)
     millions, billions = PUBLISHED[name]
     assert int(folded.parameters / 1e6) == millions
     assert round(folded.multiply_adds / 1e9, 1) == billions
-    assert folded.parameters == sum(p.size for p in fold_model(model, 224).parameters())
+    assert folded.parameters == sum(p.size for p in fold(model, 224).parameters())
 
 
 def test_training_form_adds_exactly_the_products_for_k():
     model = create_model("vheat_tiny")
-    difference = total(count(model, 224)).multiply_adds - total(count(fold_model(model, 224), 224)).multiply_adds
+    difference = total(count(model, 224)).multiply_adds - total(count(fold(model, 224), 224)).multiply_adds
     sides, depths = (56, 28, 14, 7), VARIANTS["vheat_tiny"].depths
     assert difference == sum(d * s * s * (96 * 2**i) ** 2 for i, (s, d) in enumerate(zip(sides, depths)))
 

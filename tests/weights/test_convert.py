@@ -10,7 +10,7 @@ import pytest
 
 from paddle_vheat._paddle import paddle
 from paddle_vheat.models import VARIANTS, UPerNet, VHeat, VHeatClassifier, create_model
-from paddle_vheat.models.vheat import fold_model
+from paddle_vheat.ops import fold
 from paddle_vheat.weights.convert import convert, read_published
 from paddle_vheat.weights.loading import load_backbone, load_weights, read_weights
 from paddle_vheat.weights.torch_file import read_torch_file
@@ -112,7 +112,7 @@ def test_folded_checkpoint(tmp_path, capsys):
     write_torch_file(source, {"model": state})
     assert main([str(source), str(target), "--check"]) == 0
     assert "folded" in capsys.readouterr().out
-    model = fold_model(micro(), 64)
+    model = fold(micro(), 64)
     load_weights(model, target)
     assert np.array_equal(model.backbone.stages[2].blocks[1].hco.decay.numpy(), state["layers.2.1.op.k_exp"])
     assert main([str(source), str(target), "--img_size", "128"]) == 2
