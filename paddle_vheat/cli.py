@@ -22,10 +22,11 @@ from typing import Any
 
 from paddle_vheat import cli_exported
 from paddle_vheat._files import check_folder, check_output, finite, write_output
+from paddle_vheat.cli_options import TaskFlags, add_check_data, add_model_path, make_parser, user_path
 from paddle_vheat.config import load_config
 from paddle_vheat.cpu import configure_cpu
 from paddle_vheat.errors import UserError
-from paddle_vheat.tasks import all_tasks, find_task
+from paddle_vheat.tasks import find_task
 
 EXIT_ERROR = 2  # a mistake in what the command was given; named in one line
 EXIT_FAULT = 1  # a fault of the program; with its traceback
@@ -35,68 +36,6 @@ EXIT_SIGNAL = 143  # stopped by SIGTERM or Ctrl-C; train: with a checkpoint save
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, where nothing else handles it."""
-
-
-# --- options ------------------------------------------------------------------------------------------
-
-
-class TaskFlags:
-    """The tasks' own options of one command; two tasks may share one."""
-
-    def __init__(self, parser: argparse.ArgumentParser, command: str) -> None:
-        self.parser, self.owners = parser, dict[str, list[str]]()
-        for name, module in all_tasks().items():
-            self._task = name
-            self._group = parser.add_argument_group(f"options of {name}")
-            module.add_flags(command, self)
-
-    def add(self, flag: str, **options: Any) -> None:
-        """Add an option, as ``ArgumentParser.add_argument`` takes it."""
-        name = flag.lstrip("-")
-        if name not in self.owners:
-            self._group.add_argument(flag, **options)
-        self.owners.setdefault(name, []).append(self._task)
-
-    def check(self, args: argparse.Namespace, task: str, source: str) -> None:
-        """Raise a UserError for an option of another task."""
-        for name, owners in self.owners.items():
-            if task not in owners and getattr(args, name) not in (None, False):
-                raise UserError(f"--{name} is an option of {' and '.join(owners)}, and {source} is for {task}")
-
-
-def _parser(command: str, description: str, config_needed: bool = True) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"{command}.py", description=description)
-    text = "YAML configuration (PaddleSeg's or PaddleClas' schema)"
-    parser.add_argument("--config", required=config_needed, type=_path, help=text)
-    text = "replace values, such as batch_size=4 model.channels=64"
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE", help=text)
-    text = "default: the GPU if there is one"
-    parser.add_argument("--device", choices=("cpu", "gpu", "xpu", "npu", "mlu"), help=text)
-    parser.add_argument("--debug", action="store_true", help="show where a mistake was found")
-    return parser
-
-
-def _path(text: str) -> str:
-    return os.path.expanduser(text)  # a shell leaves --option=~/x as it is
-
-
-def _add_model_path(parser: argparse.ArgumentParser) -> None:
-    text = "checkpoint: .pdparams, .safetensors, or a folder with model.pdparams; needed"
-    parser.add_argument("--model_path", type=_path, help=text)
-
-
-def _check_data(text: str) -> str | int:
-    """What --check_data takes: auto, all, none or a number of samples."""
-    if text in ("auto", "all", "none"):
-        return text
-    if text.isdecimal():
-        return int(text)
-    raise argparse.ArgumentTypeError(f"expected auto, all, none or a number of samples, got {text!r}")
-
-
-def _add_check_data(parser: argparse.ArgumentParser) -> None:
-    text = "samples to read before the start: auto (default; all of up to 3000, else 1000), all, none, or a number"
-    parser.add_argument("--check_data", type=_check_data, default="auto", metavar="auto|all|none|N", help=text)
 
 
 # --- what all commands do -----------------------------------------------------------------------------
@@ -216,12 +155,12 @@ def _message(error: Exception) -> str:
 
 
 def train_parser() -> argparse.ArgumentParser:
-    parser = _parser("train", "Train a model.")
+    parser = make_parser("train", "Train a model.")
     add = parser.add_argument
     add("--iters", type=int, help="iterations; default: the configuration's")
     add("--batch_size", type=int, help="images per process and step; default: the configuration's")
     add("--learning_rate", type=float, help="default: the configuration's")
-    add("--save_dir", default="output", type=_path, help="folder of checkpoints and logs; default output")
+    add("--save_dir", default="output", type=user_path, help="folder of checkpoints and logs; default output")
     add("--save_interval", type=int, help="iterations between checkpoints (and evaluations); default 1000, or an epoch")
     add("--log_iters", type=int, default=10, help="iterations between log lines; default 10")
     add("--num_workers", type=int, help="processes that read and augment; default 0, or the configuration's")
@@ -231,10 +170,10 @@ def train_parser() -> argparse.ArgumentParser:
     add("--use_vdl", action="store_true", help="write VisualDL records into --save_dir")
     add("--use_ema", action="store_true", help="keep an exponential moving average of the weights")
     text = "checkpoint folder to continue; auto: the newest whole one in --save_dir"
-    add("--resume_model", metavar="DIR|auto", type=_path, help=text)
+    add("--resume_model", metavar="DIR|auto", type=user_path, help=text)
     text = "iterations with a loss or gradients that are not finite to skip, checked in each; default 0: stop"
     add("--max_skipped_steps", type=int, default=0, metavar="N", help=text)
-    _add_check_data(parser)
+    add_check_data(parser)
     add("--seed", type=int, default=42, help="of weights, data order and augmentation; default 42")
     add("--precision", choices=("fp32", "fp16", "bf16"), help="on a GPU; default fp32, or the configuration's")
     add("--amp_level", choices=("O1", "O2"), help="how far mixed precision goes; default O1, or the configuration's")
@@ -277,12 +216,12 @@ def _train(args: argparse.Namespace, flags: TaskFlags) -> int:
 
 
 def val_parser() -> argparse.ArgumentParser:
-    parser = _parser("val", "Evaluate a trained model on the validation set.")
-    _add_model_path(parser)
+    parser = make_parser("val", "Evaluate a trained model on the validation set.")
+    add_model_path(parser)
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read images; default 0")
-    parser.add_argument("--json", metavar="FILE", type=_path, help="also write the scores to a JSON file")
+    parser.add_argument("--json", metavar="FILE", type=user_path, help="also write the scores to a JSON file")
     cli_exported.add_options(parser, "score this exported model, in the place of --model_path")
-    _add_check_data(parser)
+    add_check_data(parser)
     return parser
 
 
@@ -328,12 +267,12 @@ def _val(args: argparse.Namespace, flags: TaskFlags) -> int:
 
 
 def predict_parser() -> argparse.ArgumentParser:
-    parser = _parser("predict", "Predict images and write the results.", config_needed=False)
-    _add_model_path(parser)
+    parser = make_parser("predict", "Predict images and write the results.", config_needed=False)
+    add_model_path(parser)
     cli_exported.add_options(parser, "predict with this exported model, without --config and --model_path")
-    parser.add_argument("--image_path", required=True, type=_path, help="image, folder of images, or list file")
+    parser.add_argument("--image_path", required=True, type=user_path, help="image, folder of images, or list file")
     text = "folder to write into; default output/result"
-    parser.add_argument("--save_dir", default="output/result", type=_path, help=text)
+    parser.add_argument("--save_dir", default="output/result", type=user_path, help=text)
     return parser
 
 
@@ -366,10 +305,10 @@ def _predict(args: argparse.Namespace, flags: TaskFlags) -> int:
 
 def export_parser() -> argparse.ArgumentParser:
     text = "Export a trained model for Paddle Inference and ONNX, and check that it gives the same results."
-    parser = _parser("export", text)
-    _add_model_path(parser)
+    parser = make_parser("export", text)
+    add_model_path(parser)
     text = "default output/inference_model"
-    parser.add_argument("--save_dir", default="output/inference_model", type=_path, help=text)
+    parser.add_argument("--save_dir", default="output/inference_model", type=user_path, help=text)
     parser.add_argument(
         "--input_shape",
         nargs=4,

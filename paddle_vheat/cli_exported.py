@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from paddle_vheat._files import check_folder
+from paddle_vheat.cli_options import user_path
 from paddle_vheat.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_options(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--exported``, which ``text`` explains, and what goes with it."""
-    parser.add_argument("--exported", metavar="FOLDER", type=os.path.expanduser, help=text)
+    parser.add_argument("--exported", metavar="FOLDER", type=user_path, help=text)
     parser.add_argument("--runtime", choices=("auto", "paddle", "onnx"), help="for --exported; default auto")
     parser.add_argument("--threads", type=int, help="for --exported; default all cores")
 
