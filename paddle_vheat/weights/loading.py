@@ -14,6 +14,7 @@ from paddle_vheat._files import no_such_file, write_atomically
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import UserError
 from paddle_vheat.models.classifier import VHeatClassifier
+from paddle_vheat.models.mask_rcnn import MaskRCNN
 from paddle_vheat.models.vheat import VHeat
 from paddle_vheat.ops import resize_bicubic
 from paddle_vheat.ops.dct import dtype_name
@@ -241,9 +242,12 @@ def load_weights(
 
 def load_pretrained(model: Any, path: str | Path, new_head: bool = False) -> LoadReport:
     """Fill a model strictly from a file of its kind, a backbone also by :func:`load_backbone`, and a classifier without
-    a head (``num_classes`` 0) also from one with a head; with ``new_head`` by :func:`load_classifier`."""
+    a head (``num_classes`` 0) also from one with a head; with ``new_head`` by :func:`load_classifier` or
+    :func:`load_detector`."""
     if isinstance(model, VHeat):
         return load_backbone(model, path)
+    if new_head and isinstance(model, MaskRCNN):
+        return load_detector(model, path)
     if new_head and isinstance(model, VHeatClassifier) and model.num_classes:
         return load_classifier(model, path)
     headless = isinstance(model, VHeatClassifier) and model.num_classes == 0

@@ -15,12 +15,13 @@ import pytest
 import paddle_vheat
 from paddle_vheat.config import load_config
 from paddle_vheat.models import registry
+from paddle_vheat.models.mask_rcnn import MaskRCNN
 from paddle_vheat.models.vheat import Variant
 from paddle_vheat.tasks.classification.task import ClassificationTask
 from paddle_vheat.weights import download
 from paddle_vheat.weights.download import ADDRESSES, DownloadError, cached_path, fetch, local_file
 from paddle_vheat.weights.loading import read_weights
-from tests.models.mask_rcnn.micro import micro_detector
+from tests.models.mask_rcnn.micro import micro_backbone, micro_detector, reference_detector
 from tests.weights.published import published_shapes, random_state, write_torch_file
 from tools.convert_weights import main
 
@@ -332,6 +333,24 @@ def test_create_model_by_name_by_address_and_from_a_published_file(server, tmp_p
     assert len(server.seen) == 1
     with pytest.raises(ValueError, match=r"of a model with 1000 classes, and this model has 7"):
         paddle_vheat.create_model("vheat_tiny", pretrained=address, num_classes=7)  # a file of one's own is strict
+
+
+@pytest.mark.parametrize("classes", [5, 3])
+def test_a_whole_detector_by_name(server, tmp_path, monkeypatch, golden_checkpoint, classes):
+    """All of the released detector for its own number of classes; for another, all but the heads' last layers."""
+    server.content = golden_checkpoint("maskrcnn_micro").read_bytes()
+    monkeypatch.setitem(ADDRESSES, "mask_rcnn_vheat_tiny", f"{server.address}/plain/vHeat_tiny_det.pth")
+
+    def build(num_classes=80):
+        return MaskRCNN(num_classes, micro_backbone(), 32, 48)
+
+    monkeypatch.setitem(registry._BUILDERS, "mask_rcnn_vheat_tiny", build)
+    found = paddle_vheat.create_model("mask_rcnn_vheat_tiny", pretrained=True, num_classes=classes).state_dict()
+    expected = reference_detector(golden_checkpoint("maskrcnn_micro")).state_dict()
+    new = ("box_head.scores.", "box_head.deltas.", "mask_head.classifier.") if classes != 5 else ()
+    for name, value in found.items():
+        equal = value.shape == expected[name].shape and np.array_equal(value.numpy(), expected[name].numpy())
+        assert equal != any(part in name for part in new), name
 
 
 def test_configurations_take_names_and_addresses(server, tmp_path, monkeypatch):
