@@ -61,18 +61,22 @@ test-det: $(VENV)-det/.done
 
 # What `pip install` gives a user: the wheel and its extras as pip's own resolver puts them together, each time anew.
 INSTALL := build/install
+EXTRAS := deploy cpu cpu,seg
+PIP := -m pip --quiet --disable-pip-version-check
 test-install:
 	rm -rf build/lib $(INSTALL)
-	$(PYTHON) -m venv $(INSTALL)/seg
-	$(PYTHON) -m venv $(INSTALL)/deploy
-	$(PYTHON) -m venv $(INSTALL)/cpu
-	$(INSTALL)/seg/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(INSTALL) .
-	$(INSTALL)/deploy/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(INSTALL)/*.whl)[deploy]"
-	$(INSTALL)/deploy/bin/python -I tests/check_installed.py deploy
-	$(INSTALL)/cpu/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(INSTALL)/*.whl)[cpu]"
-	$(INSTALL)/cpu/bin/python -I tests/check_installed.py cpu
-	$(INSTALL)/seg/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls $(INSTALL)/*.whl)[cpu,seg]"
-	$(INSTALL)/seg/bin/python -I tests/check_installed.py seg
+	for extras in $(EXTRAS); do set -e; new=$(INSTALL)/$$extras; \
+		$(PYTHON) -m venv $$new; \
+		ls $(INSTALL)/*.whl 2>/dev/null || $$new/bin/python $(PIP) wheel --no-deps --wheel-dir $(INSTALL) .; \
+		$$new/bin/python $(PIP) install "$$(ls $(INSTALL)/*.whl)[$$extras]"; \
+		$$new/bin/python -I tests/check_installed.py $${extras##*,}; \
+	done
+
+# The same on another Python, such as `make test-install-3.12`: from the PATH, or one of pyenv's. PaddleSeg needs 3.11 or less.
+test-install-%:
+	python=$$(python$* -c "import sys; print(sys.executable)" 2>/dev/null || ls $(HOME)/.pyenv/versions/$*.*/bin/python | tail -1); \
+	$(MAKE) test-install PYTHON=$$python INSTALL=build/install-$* EXTRAS="deploy cpu $(if $(filter 3.9 3.10 3.11,$*),cpu$(comma)seg)"
+comma := ,
 
 # Speed and memory beside a plain PyTorch port, in an environment of its own; ARGS="--rounds 1" and others.
 bench-torch: $(VENV)-torch/.done

@@ -11,6 +11,7 @@ by matrix products in tiles of 128 pixels without overlap, which is another resu
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -97,7 +98,7 @@ def measure_transform(job: dict[str, Any]) -> dict[str, float]:
         if largest > 1e-4:
             raise RuntimeError(f"the FFT's result differs by {largest}")
         ways = {"matrices": conduct, "fft": fft_conduct, "tiles": tiled}
-        return {name: common.seconds(lambda way=way: way(x, decay), 3, 0.5) for name, way in ways.items()}
+        return {name: common.seconds(functools.partial(way, x, decay), 3, 0.5) for name, way in ways.items()}
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from paddle_vheat.models import UPerNet, VHeat, VHeatClassifier, create_model, list_models
     from paddle_vheat.tasks.classification.transforms import create_transform
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "UPerNet", "VHeat", "VHeatClassifier", "__version__", "create_model", "create_transform", "list_models", "ops",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from ppdet.modeling.shape_spec import ShapeSpec
 
 from paddle_vheat._paddle import PADDLE_2, paddle
 from paddle_vheat.models.vheat import VARIANTS, VHeat
+from paddle_vheat.weights.download import local_file
 from paddle_vheat.weights.loading import load_backbone
 
 STRIDES = (4, 8, 16, 32)
@@ -33,11 +34,11 @@ STRIDES = (4, 8, 16, 32)
 class _Backbone(VHeat):
     """Takes PaddleDetection's dict of inputs, gives the four maps, and says their widths and strides."""
 
-    def __init__(self, pretrained: str | None, **options: Any) -> None:
+    def __init__(self, pretrained: str | bool | None, **options: Any) -> None:
         super().__init__(**options, out_norms=True)
         self.load_report = None
         if pretrained:
-            self.load_report = load_backbone(self, pretrained)
+            self.load_report = load_backbone(self, local_file(pretrained, type(self).__name__.lower()))
             print(f"{pretrained}: {self.load_report}", flush=True)
 
     def forward(self, inputs: Any) -> Any:
@@ -52,7 +53,8 @@ class _Backbone(VHeat):
 @register
 @serializable
 class vHeat(_Backbone):
-    """A vHeat of any width and depth; arguments as of :class:`paddle_vheat.models.VHeat`."""
+    """A vHeat of any width and depth; arguments as of :class:`paddle_vheat.models.VHeat`. ``pretrained`` is a
+    checkpoint's path, address or release: see :func:`paddle_vheat.weights.download.local_file`."""
 
     def __init__(
         self,
@@ -60,7 +62,7 @@ class vHeat(_Backbone):
         depths: Sequence[int] = (2, 2, 6, 2),
         img_size: int = 512,
         drop_path_rate: float = 0.1,
-        pretrained: str | None = None,
+        pretrained: str | bool | None = None,
         recompute: bool = False,
     ) -> None:
         options = {"img_size": img_size, "drop_path_rate": drop_path_rate, "recompute": recompute}
@@ -73,7 +75,7 @@ def _variant(name: str, schedule_rate: float) -> type[_Backbone]:
             self,
             img_size: int = 512,
             drop_path_rate: float = schedule_rate,
-            pretrained: str | None = None,
+            pretrained: str | bool | None = None,
             recompute: bool = False,
         ) -> None:
             options = {"img_size": img_size, "drop_path_rate": drop_path_rate, "recompute": recompute}

@@ -1,6 +1,8 @@
-"""Run a script of PaddleSeg's or PaddleClas' source checkout, as it is, with vHeat registered:
+"""Run a script of a source checkout of PaddleSeg, PaddleClas or PaddleDetection, as it is, with vHeat registered:
 
     python -m paddle_vheat.integrations.run paddleseg tools/train.py --config ...
+    python -m paddle_vheat.integrations.run paddleclas tools/train.py -c ...
+    python -m paddle_vheat.integrations.run paddledet tools/train.py -c ...
 
 Several processes: ``python -m paddle.distributed.launch`` wants the path of a file, and takes this one's.
 """

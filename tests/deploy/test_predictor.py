@@ -120,7 +120,7 @@ def test_what_a_dynamic_size_does_not_take(exported, tmp_path):
 def test_the_likeliest_classes(tmp_path, output_op):
     from paddle_vheat.tasks.classification.transforms import build_ops, pipeline
 
-    network, images = networks.classifier(), [noise(50, 60, seed=i) for i in range(3)]
+    network, images = networks.Average(), [noise(50, 60, seed=i) for i in range(3)]
     spec, task, shape = networks.classification(network, [-1, 3, 32, 32], output_op, images=[noise(48, 48)])
     export_model(spec, task, tmp_path / "out", shape, quiet)
     prepare = pipeline(build_ops(networks.DIGIT_OPS), takes="image")

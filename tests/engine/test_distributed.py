@@ -211,7 +211,7 @@ def test_a_folder_that_only_one_process_sees(two, config, tmp_path):
     assert not (tmp_path / "out1" / "train.log").exists()
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_processes_equal_one_with_both_batches(cityscapes, tmp_path, accumulation):
     """One step of gradient descent; batch norm sees one image at a time in both."""
     config = tiny.cityscapes_config(cityscapes, augment=False)

@@ -63,6 +63,33 @@ def segmentor() -> Any:
     return lively(UPerNet(CLASSES, backbone(), channels=16, aux_channels=8))
 
 
+class Pixelwise(nn.Layer):
+    """Logits of every pixel by two convolutions: exported in a tenth of the time that :func:`segmentor` takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.classifier = nn.Conv2D(3, 8, 3, padding=1), nn.Conv2D(8, CLASSES, 1)
+
+    def forward(self, x: Any) -> Any:
+        return self.classifier(F.gelu(self.conv(x)))
+
+
+class Average(nn.Layer):
+    """A classifier of the kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2D(3, 8, 3), nn.Linear(8, 7)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(F.gelu(self.conv(x)).mean(axis=[2, 3]))
+
+
+def pixelwise() -> Pixelwise:
+    paddle.seed(0)
+    return lively(Pixelwise())
+
+
 def classifier() -> Any:
     paddle.seed(0)
     model = VHeatClassifier(7, embed_dim=8, depths=(1, 1, 1, 1), img_size=32)

@@ -60,6 +60,12 @@ def check_deploy(folder) -> dict:
     return yaml.safe_load((folder / "deploy.yaml").read_text(encoding="utf-8"))["Deploy"]
 
 
+@pytest.fixture
+def simple():
+    """For what does not depend on the network."""
+    return networks.pixelwise()
+
+
 def test_dynamic_size(segmentor, tmp_path, picture):
     said = []
     differences = export_model(
@@ -121,22 +127,22 @@ def test_the_model_is_unchanged(segmentor, fixed):
         np.testing.assert_array_equal(after[name], value)
 
 
-def test_fixed_size_and_batch_with_argmax(segmentor, tmp_path):
+def test_fixed_size_and_batch_with_argmax(segmentor, simple, tmp_path):
     export(segmentor, tmp_path / "out", [1, 3, 48, 80])
     compare(segmentor, tmp_path / "out", inputs(1, 48, 80), "argmax")
     deploy = check_deploy(tmp_path / "out")
     assert deploy["input_shape"] == [1, 3, 48, 80]
     assert deploy["programs"]["model"].endswith("-> classes int32 [1, 48, 80]")
     # Exporting again replaces.
-    export(segmentor, tmp_path / "out", [1, 3, 64, 64], "none")
+    export(simple, tmp_path / "out", [1, 3, 64, 64], "none")
     assert check_deploy(tmp_path / "out")["input_shape"] == [1, 3, 64, 64]
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_values_that_yaml_cannot_hold(segmentor, tmp_path):
+def test_values_that_yaml_cannot_hold(simple, tmp_path):
     """A pair from --opts is a tuple; names and colours may be absent."""
     resize = {"type": "Resize", "target_size": (64, 48)}
-    export(segmentor, tmp_path / "out", [1, 3, 48, 64], "none", resize, class_names=None, palette=None)
+    export(simple, tmp_path / "out", [1, 3, 48, 64], "none", resize, class_names=None, palette=None)
     deploy = yaml.safe_load((tmp_path / "out" / "deploy.yaml").read_text(encoding="utf-8"))["Deploy"]
     assert deploy["transforms"][0] == {"type": "Resize", "target_size": [64, 48]}
     assert deploy["options"]["class_names"] is None
@@ -183,7 +189,7 @@ def test_one_softmax_is_not_another():
     assert not Difference("x", "y", (1, 1), float("nan"), 1.0).ok
 
 
-@pytest.mark.parametrize("shape", [None, (1, 3, 64, 128)])
+@pytest.mark.parametrize("shape", [pytest.param(None, marks=pytest.mark.slow), (1, 3, 64, 128)])
 def test_exports_have_no_projection_head(tmp_path, shape):
     """Byte for byte as large as the export of the same model without the head, and nothing of that name."""
     from paddle_vheat.models import UPerNet, UPerNetContrast
@@ -202,14 +208,14 @@ def test_exports_have_no_projection_head(tmp_path, shape):
         assert path.suffix == ".info" or b"proj_head" not in path.read_bytes()
 
 
-def test_a_model_on_a_gpu_is_compared_on_the_cpu(segmentor, tmp_path, monkeypatch):
+def test_a_model_on_a_gpu_is_compared_on_the_cpu(simple, tmp_path, monkeypatch):
     """By a stub: which device is current, and where the model is moved."""
     calls = []
     monkeypatch.setattr(model.paddle, "get_device", lambda: "gpu:1")
     monkeypatch.setattr(model.paddle, "set_device", lambda device: calls.append(("set", device)))
-    monkeypatch.setattr(type(segmentor), "to", lambda self, device: calls.append(("to", device)))
+    monkeypatch.setattr(type(simple), "to", lambda self, device: calls.append(("to", device)))
     said = []
-    export(segmentor, tmp_path / "out", [1, 3, 32, 64], say=lambda line: said.append(len(calls)))
+    export(simple, tmp_path / "out", [1, 3, 32, 64], say=lambda line: said.append(len(calls)))
     assert set(said) == {2}
     assert calls == [("to", "cpu"), ("set", "cpu"), ("set", "gpu:1"), ("to", "gpu:1")]
 
@@ -218,10 +224,9 @@ def test_a_model_on_a_gpu_is_compared_on_the_cpu(segmentor, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("output_op", ["none", "argmax"])
-def test_a_wrong_export_is_not_written(tmp_path, monkeypatch, output_op):
+def test_a_wrong_export_is_not_written(simple, tmp_path, monkeypatch, output_op):
     """Exports get other weights than the model has."""
-    network = networks.segmentor()
-    network.decode_head.classifier.bias.set_value(np.random.default_rng(0).standard_normal(19).astype(np.float32) * 3)
+    simple.classifier.bias.set_value(np.random.default_rng(0).standard_normal(19).astype(np.float32) * 3)
     save = paddle.jit.save
 
     def spoilt(layer, path, **options):
@@ -233,7 +238,7 @@ def test_a_wrong_export_is_not_written(tmp_path, monkeypatch, output_op):
     monkeypatch.setattr(paddle.jit, "save", spoilt)
     said = []
     with pytest.raises(ExportError, match="differ from the trained model's; nothing was written"):
-        export(network, tmp_path / "out", [1, 3, 32, 64], output_op, say=said.append)
+        export(simple, tmp_path / "out", [1, 3, 32, 64], output_op, say=said.append)
     assert os.listdir(tmp_path) == []
     assert any("WRONG (bound 0.001)" in line for line in said)
 
@@ -254,23 +259,23 @@ def changed(run, change):
     return {"model": lambda array: {name: change(value) for name, value in run(array).items()}}
 
 
-def test_a_wrong_export_leaves_the_previous_one(segmentor, tmp_path, monkeypatch):
-    export(segmentor, tmp_path / "out", [1, 3, 32, 64])
+def test_a_wrong_export_leaves_the_previous_one(simple, tmp_path, monkeypatch):
+    export(simple, tmp_path / "out", [1, 3, 32, 64])
     before = contents(tmp_path / "out")
     replaced(monkeypatch, lambda name, load: changed(load(), lambda classes: (classes + 1) % 19))
     with pytest.raises(ExportError, match="nothing was written"):
-        export(segmentor, tmp_path / "out", [1, 3, 64, 64])
+        export(simple, tmp_path / "out", [1, 3, 64, 64])
     assert contents(tmp_path / "out") == before
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_an_export_that_does_not_run_is_not_written(segmentor, tmp_path, monkeypatch):
+def test_an_export_that_does_not_run_is_not_written(simple, tmp_path, monkeypatch):
     def broken(name, load):
         raise RuntimeError("no such operator")
 
     replaced(monkeypatch, broken)
     with pytest.raises(ExportError, match="Paddle Inference does not run the exported model: no such operator"):
-        export(segmentor, tmp_path / "out", [1, 3, 32, 64])
+        export(simple, tmp_path / "out", [1, 3, 32, 64])
     assert os.listdir(tmp_path) == []
 
 
@@ -284,7 +289,7 @@ def test_an_export_that_does_not_run_is_not_written(segmentor, tmp_path, monkeyp
         ("crash", "crash", "off"),
     ],
 )
-def test_an_unsafe_onednn_is_told(segmentor, tmp_path, monkeypatch, full, reduced, written):
+def test_an_unsafe_onednn_is_told(simple, tmp_path, monkeypatch, full, reduced, written):
     hows = {PADDLE: "right", ONEDNN: full, REDUCED: reduced}
 
     def onednn_runtime(name, load):
@@ -294,7 +299,7 @@ def test_an_unsafe_onednn_is_told(segmentor, tmp_path, monkeypatch, full, reduce
 
     ran = replaced(monkeypatch, onednn_runtime)
     said = []
-    differences = export(segmentor, tmp_path / "out", [1, 3, 32, 64], "none", say=said.append)
+    differences = export(simple, tmp_path / "out", [1, 3, 32, 64], "none", say=said.append)
     assert check_deploy(tmp_path / "out")["onednn"] == right_onednn(differences) == written
     assert ran == [PADDLE, ONEDNN] if full == "right" else [PADDLE, ONEDNN, REDUCED]
     told = [line for line in said if "oneDNN is not safe" in line]
@@ -334,7 +339,7 @@ def paddlesegs_upernet():
 
 
 @pytest.mark.parametrize("with_deploy", [False, True])
-def test_a_folder_of_other_things_is_left_alone(segmentor, tmp_path, with_deploy):
+def test_a_folder_of_other_things_is_left_alone(simple, tmp_path, with_deploy):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work", encoding="utf-8")
@@ -342,14 +347,14 @@ def test_a_folder_of_other_things_is_left_alone(segmentor, tmp_path, with_deploy
         (out / "deploy.yaml").write_text("Deploy: {programs: {thesis: {}}}", encoding="utf-8")
     before = contents(out)
     with pytest.raises(ValueError, match=r"holds thesis\.tex, which is no part of an export"):
-        export(segmentor, out, [1, 3, 32, 64])
+        export(simple, out, [1, 3, 32, 64])
     assert contents(out) == before
 
 
-def test_a_file_is_no_folder(segmentor, tmp_path):
+def test_a_file_is_no_folder(simple, tmp_path):
     (tmp_path / "out").write_text("a file", encoding="utf-8")
     with pytest.raises(ValueError, match="is a file"):
-        export(segmentor, tmp_path / "out", [1, 3, 32, 64])
+        export(simple, tmp_path / "out", [1, 3, 32, 64])
     assert (tmp_path / "out").read_text(encoding="utf-8") == "a file"
 
 
@@ -400,9 +405,9 @@ def test_shapes_that_the_model_does_not_take(segmentor, tmp_path, shape, message
     assert os.listdir(tmp_path) == []
 
 
-def test_unknown_outputs_and_formats(segmentor, tmp_path):
+def test_unknown_outputs_and_formats(simple, tmp_path):
     with pytest.raises(ValueError, match="expected one of argmax, softmax, none, got 'sigmoid'"):
-        export(segmentor, tmp_path / "out", None, "sigmoid")
+        export(simple, tmp_path / "out", None, "sigmoid")
     with pytest.raises(ValueError, match="expected one of paddle, onnx, both, got 'torch'"):
-        export(segmentor, tmp_path / "out", None, model_format="torch")
+        export(simple, tmp_path / "out", None, model_format="torch")
     assert os.listdir(tmp_path) == []

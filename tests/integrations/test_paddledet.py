@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 
 from paddle_vheat._paddle import PADDLE_2, paddle
-from paddle_vheat.models import VHeatClassifier
+from paddle_vheat.integrations import run
+from paddle_vheat.models import VARIANTS, VHeatClassifier
+from paddle_vheat.models.vheat import Variant
+from paddle_vheat.weights import download
 from paddle_vheat.weights.loading import save_weights
 from tests.conftest import golden
 from tests.models.mask_rcnn.micro import CASES, batch, micro_detector, reference_detector, targets
@@ -28,6 +31,38 @@ needs_wheel = pytest.mark.skipif(
     not HAS_WHEEL and not os.environ.get("VHEAT_TEST_PADDLEDET"), reason="PaddleDetection's wheel is not installed"
 )
 MICRO = {"embed_dim": 8, "depths": (1, 1, 1, 1), "img_size": 64}
+
+
+# As in a checkout: modules that import Paddle, a registry, and a script in tools/ that puts the root on the path.
+CHECKOUT = {
+    "ppdet/__init__.py": "",
+    "ppdet/core/__init__.py": "",
+    "ppdet/core/workspace.py": """
+global_config = {}
+
+
+def register(cls):
+    global_config[cls.__name__] = cls
+    return cls
+
+
+def serializable(cls):
+    return cls
+""",
+    "ppdet/modeling/__init__.py": "",
+    "ppdet/modeling/post_process.py": "import paddle",
+    "ppdet/modeling/shape_spec.py": "class ShapeSpec: pass",
+    "ppdet/modeling/proposal_generator/__init__.py": "",
+    "ppdet/modeling/proposal_generator/rpn_head.py": "import paddle",
+    "ppdet/modeling/proposal_generator/target.py": "import paddle",
+    "tools/train.py": """
+import os, sys
+sys.path.insert(0, os.path.abspath(os.path.join(__file__, "..", "..")))
+import ppdet
+from ppdet.core.workspace import global_config
+print(__name__, sys.argv[1:], sorted(global_config), os.path.dirname(ppdet.__file__))
+""",
+}
 
 
 def module(name, **contents):
@@ -87,6 +122,49 @@ def test_pretrained_weights_are_loaded_strictly(stand_in, tmp_path, capsys):
     save_weights(VHeatClassifier(num_classes=2, **{**options, "embed_dim": 16}), tmp_path / "wide.pdparams")
     with pytest.raises(ValueError, match="of another shape or dtype"):
         stand_in.registered["vHeat"](**options, pretrained=str(tmp_path / "wide.pdparams"))
+
+
+def test_pretrained_takes_names_and_addresses(stand_in, tmp_path, monkeypatch):
+    variant = Variant(8, (1, 1, 1, 1), False, None, 0.1)
+    monkeypatch.setitem(VARIANTS, "vheat_tiny", variant)
+    classifier = VHeatClassifier(num_classes=2, **MICRO)
+    save_weights(classifier, tmp_path / "cls.pdparams")
+    asked = []
+    monkeypatch.setattr(download, "fetch", lambda address: asked.append(address) or tmp_path / "cls.pdparams")
+    address = "https://example.org/mine.pdparams"
+    for pretrained in (True, "imagenet", "vheat_tiny", address):
+        backbone = stand_in.registered["vHeat_tiny"](img_size=64, pretrained=pretrained)
+        assert np.array_equal(backbone.stem.conv1.weight.numpy(), classifier.backbone.stem.conv1.weight.numpy())
+    stand_in.registered["vHeat"](**MICRO, pretrained="vheat_tiny")
+    assert asked == [*[download.ADDRESSES["vheat_tiny"]] * 3, address, download.ADDRESSES["vheat_tiny"]]
+    with pytest.raises(ValueError, match=r"pretrained: True: unknown released checkpoint 'vheat'; did you mean"):
+        stand_in.registered["vHeat"](**MICRO, pretrained=True)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """The root of a stand-in for a source checkout, with what the integration imports."""
+    root = tmp_path / "PaddleDetection"
+    for name, text in CHECKOUT.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    yield root
+    for name in [n for n in sys.modules if n.split(".")[0] == "ppdet" or n == OURS]:
+        del sys.modules[name]
+
+
+def test_the_launcher(checkout, monkeypatch, capsys):
+    """Around an unchanged tools/train.py, from anywhere; the checkout goes before an installed wheel."""
+    for name in [n for n in sys.modules if n.split(".")[0] == "ppdet" or n == OURS]:
+        monkeypatch.delitem(sys.modules, name)
+    assert run.main(["paddledet", str(checkout / "tools" / "train.py"), "-c", "my.yml"]) == 0
+    assert capsys.readouterr().out == (
+        f"__main__ ['-c', 'my.yml'] ['vHeat', 'vHeat_base', 'vHeat_small', 'vHeat_tiny'] {checkout / 'ppdet'}\n"
+    )
+    assert run.main(["paddledetection", "tools/train.py"]) == 2
+    assert "no integration for 'paddledetection'; did you mean 'paddledet'?" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(PADDLE_2, reason="Paddle 2 has no scalars of zero dimensions to concatenate")

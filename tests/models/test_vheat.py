@@ -214,8 +214,11 @@ def test_the_whole_model_trains_in_a_static_graph(full_graph, recompute):
     assert max(relative_error(b, a) for a, b in zip(expected, gradients_of(static, model, x))) < 3e-5
 
 
-@pytest.mark.parametrize("form", ["plain", "dynamic", "folded"])
-@pytest.mark.parametrize("grad", [False, True])
+SLOW = pytest.mark.slow  # half a minute each; what the quick one traces has the parts of the others
+
+
+@pytest.mark.parametrize("form", [pytest.param("plain", marks=SLOW), "dynamic", pytest.param("folded", marks=SLOW)])
+@pytest.mark.parametrize("grad", [False, pytest.param(True, marks=SLOW)])
 def test_evaluation_with_bytecode_tracing(form, grad):
     """``to_static`` as it is by default, where code that it cannot trace is run between two graphs."""
     model = micro(depths=(1, 1, 1, 1))
