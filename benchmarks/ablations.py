@@ -2,9 +2,9 @@
 
     python benchmarks/ablations.py --data data/cifar10 --save_dir output/ablations --json FILE --plot FILE
 
-``--data`` is a folder with ``train/<class>/`` and ``val/<class>/``. All models see the same batches, augmented alike, in
-the same number of iterations; they are scored once, after the last. Finished runs in ``--save_dir`` are kept, and one
-that was stopped is continued. Swin and ConvNeXt are PaddleClas' (``pip install --no-deps -r requirements-clas.txt``).
+``--data`` is a folder with ``train/<class>/`` and ``val/<class>/``. All models see the same batches, augmented alike,
+in the same number of iterations; they are scored once, after the last. Finished runs in ``--save_dir`` are kept, and
+one that was stopped begins anew. Swin and ConvNeXt are PaddleClas' (requirements-clas.txt).
 
 The ways to bring frequency embeddings to another size make no difference in training. They are scored on larger images,
 with the weights of the trained "full".
@@ -205,7 +205,9 @@ def summarize(runs: list[dict[str, Any]], aligned: list[dict[str, Any]]) -> dict
 
 
 def print_table(report: dict[str, Any]) -> None:
-    print("| model | parameters | multiply-adds | top-1 (%), seeds | mean | deviation | reach, stage 1 to 4 (patches) |")
+    print(
+        "| model | parameters | multiply-adds | top-1 (%) by seed | mean | deviation | reach, stages 1 to 4 (patches) |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name, row in report["models"].items():
         reaches = row.get("reach_patches", {}).get("after", [])
@@ -245,7 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with train/<class>/ and val/<class>/")
     parser.add_argument("--save_dir", default="output/ablations", help="folder of the runs; default output/ablations")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME", help="default: all")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="NAME", help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--iters", type=int, default=200, help="of 64 images; default 200")
     parser.add_argument("--size", type=int, default=48, help="side of the images in pixels; default 48")
