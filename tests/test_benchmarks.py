@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import subprocess
@@ -83,15 +82,9 @@ def test_exponent_of_a_power_law():
     assert common.fitted_exponent([1, 4, 9], [2.0, 16.0, 54.0]) == pytest.approx(1.5, abs=1e-12)
 
 
-def in_a_process(*words: str) -> str:
-    """A benchmark sets the CPU up before it imports Paddle, so it needs a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
-    result = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, check=True, capture_output=True)
-    return result.stdout.decode()
-
-
-def test_ablations_are_trained_on_equal_batches_and_kept(tmp_path):
-    """Two models and a seed: the first losses are of the same images, and a second call trains nothing."""
+@pytest.mark.slow
+def test_ablations_are_trained_once_and_summarised(tmp_path):
+    """Two models, two seeds; a second call trains nothing."""
     draw = np.random.default_rng(0)
     for split in ("train", "val"):
         for label in range(10):
@@ -99,27 +92,28 @@ def test_ablations_are_trained_on_equal_batches_and_kept(tmp_path):
             folder.mkdir(parents=True)
             for i in range(7):
                 Image.fromarray(draw.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
-    words = ["--iters", "1", "--size", "32", "--eval_size", "40", "--seeds", "0", "--models"]
+    words = ["--iters", "1", "--size", "32", "--eval_size", "40", "--seeds", "0", "1", "--models", "full", "k_fixed 5"]
     places = {name: str(tmp_path / name) for name in ("data", "save_dir", "json", "plot")}
     paths = [word for name, path in places.items() for word in (f"--{name}", path + ".svg" * (name == "plot"))]
-    first, second = (in_a_process("benchmarks/ablations.py", *paths, *words, "full", "k_fixed 5") for _ in range(2))
-    assert first.count("[TRAIN]") == 2
+    command = [sys.executable, "benchmarks/ablations.py", *paths, *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    first, second = (
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
+        for _ in range(2)
+    )
+    assert first.count("[TRAIN]") == 4
     assert second.count("[TRAIN]") == 0
     report = json.loads((tmp_path / "json").read_text())
     full, fixed = report["models"]["full"], report["models"]["k_fixed 5"]
-    # 3 stages without FVE (8, 4, 2 and 1 patches a side) and 5 blocks without to_k.
+    assert full["mean"] == pytest.approx(np.mean(full["top1"]))
+    assert full["deviation"] == pytest.approx(np.std(full["top1"], ddof=1))
+    # Four embeddings (8, 4, 2 and 1 patches a side) and to_k of five blocks.
     embeddings = sum(16 * 2**i * side**2 for i, side in enumerate((8, 4, 2, 1)))
     to_k = sum(blocks * (width**2 + width) for blocks, width in zip((1, 1, 2, 1), (16, 32, 64, 128)))
     assert full["parameters"] - fixed["parameters"] == embeddings + to_k
     assert fixed["k_mean"] == {"before": [5.0] * 4, "after": [5.0] * 4}
     assert set(report["alignment"]) == {"bicubic", "zero_pad", "k_bicubic", "k_zero_pad"}
     assert (tmp_path / "plot.svg").is_file()
-
-
-def test_spread_over_seeds_is_that_of_a_sample():
-    code = "import ablations as a; print(a.spread([40.0, 42.0, 47.0]))"
-    found = ast.literal_eval(in_a_process("-c", code).splitlines()[-1])
-    assert found == {"top1": [40.0, 42.0, 47.0], "mean": 43.0, "deviation": pytest.approx(13**0.5)}
 
 
 @pytest.mark.slow
