@@ -4,7 +4,7 @@
 
 ``--data`` is a folder with ``train/<class>/`` and ``val/<class>/``. All models see the same batches, augmented alike,
 in the same number of iterations; they are scored once, after the last. Finished runs in ``--save_dir`` are kept, and
-one that was stopped begins anew. Swin and ConvNeXt are PaddleClas' (requirements-clas.txt).
+one that was killed begins anew. Swin and ConvNeXt are PaddleClas' (requirements-clas.txt).
 
 The ways to bring frequency embeddings to another size make no difference in training. They are scored on larger images,
 with the weights of the trained "full".
@@ -45,6 +45,7 @@ ABLATIONS: dict[str, Any] = {
     **{name: name for name in ("k_scalar", "k_channel", "k_mode", "k_content", "dct_filter", "fft_filter")},
     "no_gate": "no_gate",
     "no_dwconv": "no_dwconv",
+    "no mixing": {"k_fixed": 0, "no_dwconv": True},  # a control: only strided convolutions see more than one patch
 }
 # Depths and widths are those that give the nearest number of parameters; windows are of 4 patches, as maps are small.
 # ConvNeXt has no layer scale here: vHeat-T has none, and from 1e-6 a run this short would not get the blocks to work.
@@ -256,10 +257,8 @@ def main() -> None:
     parser.add_argument("--plot", metavar="FILE")
     args = parser.parse_args()
     print(SETTINGS)
-    runs, aligned = [], []
-    for seed in args.seeds:  # a comparison that is stopped has whole seeds
-        runs += [run(args, name, seed) for name in args.models]
-        aligned += [align(args, one, seed) for one in ALIGNMENTS if "full" in args.models]
+    runs = [run(args, name, seed) for seed in args.seeds for name in args.models]  # stopped, there are whole seeds
+    aligned = [align(args, one, seed) for seed in args.seeds for one in ALIGNMENTS if "full" in args.models]
     report = {"iters": args.iters, "batch_size": 64, "size": args.size, "eval_size": args.eval_size}
     report |= {"seeds": args.seeds, **summarize(runs, aligned)}
     print_table(report)
