@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from paddle_vheat._paddle import PADDLE_2, paddle
 from paddle_vheat.analysis.cost import count, total
@@ -78,6 +80,40 @@ def test_peak_memory_is_what_is_alive_at_once():
 
 def test_exponent_of_a_power_law():
     assert common.fitted_exponent([1, 4, 9], [2.0, 16.0, 54.0]) == pytest.approx(1.5, abs=1e-12)
+
+
+@pytest.mark.slow
+def test_ablations_are_trained_once_and_summarised(tmp_path):
+    """Two models, two seeds; a second call trains nothing."""
+    draw = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in range(10):
+            folder = tmp_path / "data" / split / str(label)
+            folder.mkdir(parents=True)
+            for i in range(7):
+                Image.fromarray(draw.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
+    words = ["--iters", "1", "--size", "32", "--eval_size", "40", "--seeds", "0", "1", "--models", "full", "k_fixed 5"]
+    places = {name: str(tmp_path / name) for name in ("data", "save_dir", "json", "plot")}
+    paths = [word for name, path in places.items() for word in (f"--{name}", path + ".svg" * (name == "plot"))]
+    command = [sys.executable, "benchmarks/ablations.py", *paths, *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    first, second = (
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
+        for _ in range(2)
+    )
+    assert first.count("[TRAIN]") == 4
+    assert second.count("[TRAIN]") == 0
+    report = json.loads((tmp_path / "json").read_text())
+    full, fixed = report["models"]["full"], report["models"]["k_fixed 5"]
+    assert full["mean"] == pytest.approx(np.mean(full["top1"]))
+    assert full["deviation"] == pytest.approx(np.std(full["top1"], ddof=1))
+    # Four embeddings (8, 4, 2 and 1 patches a side) and to_k of five blocks.
+    embeddings = sum(16 * 2**i * side**2 for i, side in enumerate((8, 4, 2, 1)))
+    to_k = sum(blocks * (width**2 + width) for blocks, width in zip((1, 1, 2, 1), (16, 32, 64, 128)))
+    assert full["parameters"] - fixed["parameters"] == embeddings + to_k
+    assert fixed["k_mean"] == {"before": [5.0] * 4, "after": [5.0] * 4}
+    assert set(report["alignment"]) == {"bicubic", "zero_pad", "k_bicubic", "k_zero_pad"}
+    assert (tmp_path / "plot.svg").is_file()
 
 
 @pytest.mark.slow
