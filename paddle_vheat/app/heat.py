@@ -56,8 +56,8 @@ class HeatView:
             time: from 0 to the last of ``TIMES``.
 
         Returns:
-            ``picture`` (a pixel for each patch), ``patch`` [row, column], and ``sum``, ``peak`` and ``minimum`` of the
-            heat.
+            ``picture`` (a pixel for each patch), ``patch`` [row, column], and of the heat ``sum``, ``peak``,
+            ``minimum`` and ``largest`` (in magnitude; the end of the colours).
 
         Raises:
             UserError: for a block, place or time that does not exist, and a time that this block's filter has not.
@@ -77,6 +77,7 @@ class HeatView:
             )
         heat = conduction(decay, patch, (time,))[0]
         numbers = {"sum": float(heat.sum()), "peak": float(heat.max()), "minimum": float(heat.min())}
+        numbers["largest"] = max(abs(numbers["peak"]), abs(numbers["minimum"]))
         return finite({"picture": data_url(veil(heat)), "patch": list(patch), **numbers})
 
 

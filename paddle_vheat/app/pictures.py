@@ -12,6 +12,8 @@ from PIL import Image
 WARM, COLD = (224, 49, 10), (16, 96, 200)
 """RGB of heat above and below zero."""
 
+DECADES = 3  # between the largest heat and what is no longer shown
+
 # The colours from low to high, evenly spaced: dark violet, purple, red, orange, pale yellow.
 _RAMP = np.array([(13, 8, 35), (87, 21, 126), (188, 55, 84), (249, 142, 9), (252, 255, 164)], np.float64)
 
@@ -38,8 +40,12 @@ def ramp(values: np.ndarray, high: float) -> np.ndarray:
 
 
 def veil(heat: np.ndarray) -> np.ndarray:
-    """Heat (H, W) to be laid over a picture: uint8 RGBA (H, W, 4), opacity sqrt(|u| / peak), cold where u < 0."""
+    """Heat (H, W) to be laid over a picture: uint8 RGBA (H, W, 4), cold where u < 0.
+
+    The opacity is logarithmic, since heat falls off exponentially: full at the largest |u|, none at 1/1000 of it.
+    """
     size = np.abs(heat)
-    opacity = np.sqrt(size / max(float(size.max()), 1e-300))
+    share = size / max(float(size.max()), 1e-300)
+    opacity = np.clip(1 + np.log10(np.maximum(share, 1e-9)) / DECADES, 0, 1)
     colours = np.where((heat < 0)[..., None], COLD, WARM)
     return np.concatenate([colours, np.round(255 * opacity)[..., None]], axis=-1).astype(np.uint8)

@@ -44,9 +44,9 @@ def test_a_picture_survives_the_way_to_the_page():
 
 
 def test_heat_is_opaque_where_it_peaks_and_cold_below_zero():
-    shown = veil(np.array([[4.0, 1.0, 0.0, -1.0]]))
-    assert shown[0, :, 3].tolist() == [255, 128, 0, 128]  # square root
-    assert shown[0, :, :3].tolist() == [list(WARM), list(WARM), list(WARM), list(COLD)]
+    shown = veil(np.array([[4.0, 0.4, 0.004, 0.0, -0.04]]))
+    assert shown[0, :, 3].tolist() == [255, 170, 0, 0, 85]  # a third for each power of ten
+    assert shown[0, :, :3].tolist() == [list(WARM)] * 4 + [list(COLD)]
     assert (veil(np.zeros((2, 2)))[..., 3] == 0).all()
 
 

@@ -91,7 +91,7 @@ function show(answer, name) {
     const entry = element("li", "", at("legend"));
     const sample = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     sample.style.background = `rgb(${one.colour.join(",")})`;
-    entry.append(sample, `${one.name} ${(100 * one.share).toFixed(1)} %`);
+    entry.append(sample, `${one.name} ${one.share < 0.0005 ? "< 0.1" : (100 * one.share).toFixed(1)} %`);
   }
 }
 
@@ -143,8 +143,8 @@ function setBlock() {
   const rows = [
     ["map", `${one.patches.join(" x ")} patches`],
     ["one patch", `${digits(one.stride)} pixels`],
-    ["reach (sigma)", `${digits(one.reach)} patches`],
-    ["", `${digits(one.reach_pixels)} pixels`],
+    ["reach (sigma)", one.reach === null ? "none: negative lobes" : `${digits(one.reach)} patches`],
+    ["", one.reach === null ? "" : `${digits(one.reach_pixels)} pixels`],
   ];
   if (one.k === null) {
     rows.unshift(["k", "not known: this filter is not positive"]);
@@ -178,6 +178,9 @@ async function spread() {
     if (turn !== newest.heat) return;
     complain("heat-error", "");
     at("veil").src = answer.picture;
+    at("heat-low").textContent = `-${digits(answer.largest)}`;
+    at("heat-faint").textContent = `below ±${digits(answer.largest / 1000, 2)}`;
+    at("heat-high").textContent = digits(answer.largest);
     at("heat-numbers").textContent =
       `From patch (${answer.patch.join(", ")}), t = ${digits(time())}: peak ${digits(answer.peak)}, ` +
       `minimum ${digits(answer.minimum, 2)}, sum ${digits(answer.sum)}. ` +
