@@ -11,8 +11,8 @@ OTHER_PADDLES := 2.6.2 3.3.1
 # Two processes, each with half of the cores and whole files of tests.
 PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo demo-cls demo-det demo-ir test test-all test-matrix test-numpy2 test-clas test-det test-install bench-torch \
-	check docs format clean
+.PHONY: demo demo-cls demo-det demo-ir test test-all test-matrix test-numpy2 test-clas test-det test-app test-install \
+	bench-torch check docs format clean
 
 demo: $(VENV)/.run
 	$(PY) tools/demo.py
@@ -58,6 +58,13 @@ test-clas: $(VENV)-clas/.done
 # The PaddleDetection tests on its real wheel, likewise.
 test-det: $(VENV)-det/.done
 	VHEAT_TEST_PADDLEDET=1 $(VENV)-det/bin/python -m pytest tests/integrations/test_paddledet.py
+
+# The page in a real browser, Debian's Chromium, which is installed where it is missing and apt-get may do so.
+test-app: $(VENV)-app/.done
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; } \
+		|| { echo "make test-app needs a browser: apt-get install chromium chromium-driver (as root)" >&2; exit 1; }
+	VHEAT_TEST_APP=1 $(VENV)-app/bin/python -m pytest tests/app
 
 # What `pip install` gives a user: the wheel and its extras as pip's own resolver puts them together, each time anew.
 INSTALL := build/install
@@ -125,7 +132,7 @@ build/numpy2/.done: | $(PY)
 	touch $@
 
 # Environments with one more list of requirements than the tests' own.
-EXTRA := $(VENV)-torch/.done $(VENV)-clas/.done $(VENV)-det/.done
+EXTRA := $(VENV)-torch/.done $(VENV)-clas/.done $(VENV)-det/.done $(VENV)-app/.done
 $(EXTRA): $(VENV)-%/.done: requirements.txt requirements-dev.txt requirements-%.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)-$*
 	$(VENV)-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \

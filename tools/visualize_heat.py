@@ -91,8 +91,8 @@ def visualize(args: argparse.Namespace) -> None:
     import numpy as np
 
     from paddle_vheat._files import write_atomically
-    from paddle_vheat._paddle import nn, paddle
-    from paddle_vheat.analysis.observe import backbone_of
+    from paddle_vheat._paddle import paddle
+    from paddle_vheat.analysis.observe import backbone_of, input_shape
     from paddle_vheat.analysis.pictures import CONCEPTS, NEED_AN_IMAGE, Subject
     from paddle_vheat.cli import load_checkpoint
     from paddle_vheat.config import load_config
@@ -113,10 +113,9 @@ def visualize(args: argparse.Namespace) -> None:
     network = backbone_of(model)
     if args.size and len(args.size) > 2:
         raise UserError(f"--size takes N, or H W; got {args.size}")
-    given = args.size or list(getattr(network, "img_size", (128, 128)))
+    channels, *made_for = input_shape(model)
+    given = args.size or made_for
     size = size_pair(given[0] if len(given) == 1 else given, "--size")
-    first = next(layer for layer in network.sublayers() if isinstance(layer, nn.Conv2D))
-    channels = first._in_channels
     pictures = [read(path, size, channels) for path in files]
     restores = hasattr(network, "img_range")  # takes values of 0 to 1 as they are
     mean, std = ([0.0], [1.0]) if restores else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -57,6 +57,13 @@ def by_frequency(values: np.ndarray, statistic: Callable[[np.ndarray], Any] = np
     return np.asarray(found, np.float64)
 
 
+def mean_over_channels(values: np.ndarray) -> np.ndarray:
+    """Mean of the values (H, W, C) of each mode, float (H, W): of those that are not NaN; NaN where all are."""
+    with np.errstate(invalid="ignore"):
+        known = ~np.isnan(values)
+        return np.where(known.any(-1), np.where(known, values, 0).sum(-1) / np.maximum(known.sum(-1), 1), np.nan)
+
+
 def conduction(decay: np.ndarray, patch: tuple[int, int], times: Sequence[float] = (1.0,)) -> np.ndarray:
     """Heat that spreads from one patch: u_t = IDCT2(DCT2(delta_patch) E^t), mean over channels.
 

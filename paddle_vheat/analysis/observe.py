@@ -64,6 +64,14 @@ def backbone_of(model: Any) -> Any:
     return next((layer for layer in model.sublayers(include_self=True) if isinstance(layer, VHeat)), model)
 
 
+def input_shape(model: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the image that a model is made for; 128 x 128 where it does not say."""
+    network = backbone_of(model)
+    first = next(layer for layer in network.sublayers(include_self=True) if isinstance(layer, nn.Conv2D))
+    height, width = getattr(network, "img_size", (128, 128))
+    return first._in_channels, height, width
+
+
 def places(network: Any) -> list[Place]:
     """The operators in the order of their names. A stage is a list of blocks: ``stages.0.blocks.1.hco`` is block 1."""
     found: list[Place] = []

@@ -23,7 +23,7 @@ from paddle_vheat.analysis.attribution import (
     receptive_field,
     score_of,
 )
-from paddle_vheat.analysis.conduction import FREQUENCY_BINS, by_frequency, conduction, reach
+from paddle_vheat.analysis.conduction import FREQUENCY_BINS, by_frequency, conduction, mean_over_channels, reach
 from paddle_vheat.analysis.draw import Curves, Panel, Scale, draw_bars, draw_curves, draw_maps
 from paddle_vheat.analysis.observe import (
     Observation,
@@ -131,11 +131,14 @@ def draw_k(subject: Subject) -> Numbers:
             "share_of_zeros": float((known == 0).mean()),
             "quantiles": dict(zip(map(str, QUANTILES), _quantiles(known))),
             "quantiles_by_frequency": by_frequency(one.k, _quantiles),
-            "mean_over_channels": _plane(one.k),
+            "mean_over_channels": mean_over_channels(one.k),
         }
 
     rows = [
-        [Panel(f"{subject.caption(key, one)}\nmean {np.nanmean(one.k):.3g}", _plane(one.k)) for key, one in row]
+        [
+            Panel(f"{subject.caption(key, one)}\nmean {np.nanmean(one.k):.3g}", mean_over_channels(one.k))
+            for key, one in row
+        ]
         for row in subject.rows()
     ]
     title = "thermal diffusivity k, mean over channels\nmode (0, 0) at top left"
@@ -168,12 +171,6 @@ def draw_k(subject: Subject) -> Numbers:
     path = subject.folder / "k_histogram.png"
     draw_curves(path, subject.title(title), histograms, "k (patches²), logarithmic", "% of entries", log_x=True)
     return subject.number(measure)
-
-
-def _plane(values: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        known = ~np.isnan(values)
-        return np.where(known.any(-1), np.where(known, values, 0).sum(-1) / np.maximum(known.sum(-1), 1), np.nan)
 
 
 def draw_reach(subject: Subject) -> Numbers:
