@@ -122,7 +122,7 @@ def spectra(model: Any, size: int) -> list[dict[str, Any]]:
     return found
 
 
-def top1(task: ClassificationTask, model: Any) -> float:
+def top1(task: Any, model: Any) -> float:
     scores = evaluate(task, model, progress=False)
     assert scores is not None  # nothing stops it
     return 100 * scores.values["top1"]
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     result = folder / "result.json"
     if result.is_file():
         return json.loads(result.read_text(encoding="utf-8"))
-    task = Comparison(args.data, name, args.size, ABLATIONS.get(name))
+    task: Any = Comparison(args.data, name, args.size, ABLATIONS.get(name))
     options = TrainOptions(
         iters=args.iters, save_interval=args.iters, save_dir=str(folder), seed=seed, log_iters=50, resume_model="auto",
         keep_checkpoint_max=1,
