@@ -28,7 +28,9 @@ Run = Callable[..., dict[str, np.ndarray]]  # a program: input arrays in order -
 class Prediction(Protocol):
     """What a model says of one image. Made without Paddle, so that exported models give the same."""
 
-    value: Any  # what ``deploy.Predictor.predict`` returns
+    @property
+    def value(self) -> Any:
+        """What ``deploy.Predictor.predict`` returns."""
 
     def draw(self, image: Any) -> dict[str, Any]:
         """Pictures by the name of their folder; {} if there are none.
