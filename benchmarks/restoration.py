@@ -2,8 +2,8 @@
 
     python benchmarks/restoration.py [--json FILE] [--sizes 128 256 512 1024] [--models vheat_ir_light swin_ir_light]
 
-Time, peak memory of the process beyond the model and multiply-adds for each megapixel, in evaluation, in the dynamic
-graph and in ONNX Runtime, each in a process of its own. The second table takes a map of 32 channels through the
+Time, peak memory of the process beyond the libraries, and multiply-adds for each megapixel, in evaluation, in the
+dynamic graph and in ONNX Runtime, each in a process of its own. The second table takes a map of 32 channels through the
 transform, a product with a decay, and back: by matrix products as the models do, by a real FFT with mirrored ends, and
 by matrix products in tiles of 128 pixels without overlap, which is another result (it conducts within tiles only).
 """
@@ -40,6 +40,7 @@ CHANNELS, TILE = 32, 128
 
 def measure_model(job: dict[str, Any]) -> dict[str, float]:
     size, shape = job["size"], (1, 1, job["size"], job["size"])
+    before = _process.resident_mib()
     paddle.seed(0)
     model = fold(create_model(job["model"]), (size, size)) if "vheat" in job["model"] else create_model(job["model"])
     model.eval()
@@ -49,10 +50,10 @@ def measure_model(job: dict[str, Any]) -> dict[str, float]:
             takes, path = signature(shape), Path(temporary) / "model.onnx"
             convert_to_onnx(*save_program(Program(model, *takes), Path(temporary)), path, *takes)
             run, array = load_onnx(path, takes), image.numpy()
-            return _process.measure(lambda: run(array), 1.0, _process.resident_mib())
+            return _process.measure(lambda: run(array), 1.0, before)
+        found = _process.measure(lambda: model(image), 1.0, before)
         with common.multiply_adds() as operations:
             model(image)
-        found = _process.measure(lambda: model(image), 1.0, _process.resident_mib())
         return {**found, "multiply_adds": operations[0]}
 
 
