@@ -12,6 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat.ops import fused, native
+from paddle_vheat.ops.heat import HeatConduction2D
 
 Tensor = Any
 
@@ -34,7 +36,18 @@ def accelerate_training(model: nn.Layer) -> nn.Layer:
         form = forms.get(type(layer))
         if form is not None and form.suits(layer):
             layer.__class__ = form
+        elif hasattr(layer, "trained_form") and not native.missing():
+            layer.trained_form()
     return model
+
+
+def fusible(x: Tensor, *layers: nn.Layer) -> bool:
+    """Whether these layers are trained by kernels: in training, in float32, on a CPU, nobody watching them."""
+    return (
+        paddle.is_grad_enabled()
+        and all(layer.training and not (layer._forward_pre_hooks or layer._forward_post_hooks) for layer in layers)
+        and native.usable(x, *(layer.weight for layer in layers))
+    )
 
 
 def _trains(layer: nn.Layer, x: Tensor) -> bool:
@@ -168,11 +181,10 @@ class TrainedLayerNorm(nn.LayerNorm):
         return layer.weight is not None and layer.bias is not None and len(layer._normalized_shape) == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        return (
-            _LayerNorm.apply(x, self.weight, self.bias, self._epsilon)
-            if _trains(self, x) and x.shape[-1] == self.weight.shape[0]
-            else nn.LayerNorm.forward(self, x)
-        )
+        if not _trains(self, x) or x.shape[-1] != self.weight.shape[0]:
+            return nn.LayerNorm.forward(self, x)
+        form = fused.LayerNorm if native.usable(x) else _LayerNorm
+        return form.apply(x, self.weight, self.bias, self._epsilon)
 
 
 class TrainedDepthwise(nn.Conv2D):
@@ -195,3 +207,15 @@ class TrainedDepthwise(nn.Conv2D):
 
     def forward(self, x: Tensor) -> Tensor:
         return _Depthwise.apply(x, self.weight, self.bias) if _trains(self, x) else nn.Conv2D.forward(self, x)
+
+
+class TrainedHeatConduction2D(HeatConduction2D):
+    plain_form = HeatConduction2D
+
+    def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
+        parts = self.dwconv, self.linear, self.out_norm, self.out_linear
+        if self.data_format != "NHWC" or not fusible(x, *parts):
+            return HeatConduction2D.forward(self, x, frequency_embedding)
+        decay = self.decay_for(x, frequency_embedding)
+        parameters = [parameter for part in parts for parameter in (part.weight, part.bias)]
+        return fused.HeatConduction.apply(x, decay, *parameters, self.out_norm._epsilon)
