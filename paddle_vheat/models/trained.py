@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from paddle_vheat._paddle import nn
-from paddle_vheat.models.vheat import MLP, Downsample, Stem
+from paddle_vheat.models.vheat import MLP, Block, Downsample, Stem
 from paddle_vheat.ops import fused
-from paddle_vheat.ops.training import fusible
+from paddle_vheat.ops.training import fusible, trained_form
 
 Tensor = Any
 
@@ -19,6 +19,7 @@ def _convolved(convolution: nn.Conv2D, x: Tensor) -> Tensor:
     return fused.Convolution.apply(x, convolution.weight, convolution.bias)
 
 
+@trained_form
 class TrainedStem(Stem):
     plain_form = Stem
 
@@ -29,6 +30,7 @@ class TrainedStem(Stem):
         return self.norm2(_convolved(self.conv2, x))
 
 
+@trained_form
 class TrainedDownsample(Downsample):
     plain_form = Downsample
 
@@ -36,6 +38,7 @@ class TrainedDownsample(Downsample):
         return self.norm(_convolved(self.conv, x)) if fusible(x, self.conv) else Downsample.forward(self, x)
 
 
+@trained_form
 class TrainedMLP(MLP):
     plain_form = MLP
 
@@ -43,3 +46,24 @@ class TrainedMLP(MLP):
         if not fusible(x, self.fc1, self.fc2):
             return MLP.forward(self, x)
         return fused.MLP.apply(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+
+
+@trained_form
+class TrainedBlock(Block):
+    plain_form = Block
+
+    def forward(self, x: Tensor, frequency_embedding: Tensor | None) -> Tensor:
+        if not fusible(x, self.norm1, self.norm2) or self.drop_path._forward_post_hooks:
+            return Block.forward(self, x, frequency_embedding)
+        conducted = self.hco(x if self.post_norm else self.norm1(x), frequency_embedding)
+        x = self._joined(x, conducted, self.norm1, "gamma1")
+        mixed = self.mlp(x if self.post_norm else self.norm2(x))
+        return self._joined(x, mixed, self.norm2, "gamma2")
+
+    def _joined(self, x: Tensor, branch: Tensor, norm: nn.LayerNorm, scale: str) -> Tensor:
+        if self.post_norm and self.has_layer_scale:  # of the norm's parameters rather than of the map
+            scales = getattr(self, scale)
+            branch = fused.LayerNorm.apply(branch, norm.weight * scales, norm.bias * scales, norm._epsilon)
+        else:
+            branch = self._after(branch, norm, scale)
+        return fused.Residual.apply(x, branch, self.drop_path.factors(x))

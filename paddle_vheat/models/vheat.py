@@ -66,13 +66,6 @@ def stage_sizes(size: int | Sequence[int]) -> list[tuple[int, int]]:
     return sizes
 
 
-def trained() -> Any:
-    """The forms of these layers for training on a CPU, which are subclasses of them."""
-    from paddle_vheat.models import trained as module
-
-    return module
-
-
 class Stem(nn.Layer):
     """Two strided convolutions to a quarter of the resolution: (B, 3, H, W) -> (B, H/4, W/4, D)."""
 
@@ -89,9 +82,6 @@ class Stem(nn.Layer):
 
     def fast_form(self) -> nn.Layer:
         return become(self, FastStem)
-
-    def trained_form(self) -> nn.Layer:
-        return become(self, trained().TrainedStem)
 
 
 class FastStem(Stem):
@@ -114,9 +104,6 @@ class Downsample(nn.Layer):
     def fast_form(self) -> nn.Layer:
         return become(self, FastDownsample)
 
-    def trained_form(self) -> nn.Layer:
-        return become(self, trained().TrainedDownsample)
-
 
 class FastDownsample(Downsample):
     def forward(self, x: Tensor) -> Tensor:
@@ -136,9 +123,6 @@ class MLP(nn.Layer):
 
     def fast_form(self) -> nn.Layer:
         return become(self, FastMLP)
-
-    def trained_form(self) -> nn.Layer:
-        return become(self, trained().TrainedMLP)
 
 
 class FastMLP(MLP):

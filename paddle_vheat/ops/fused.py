@@ -80,6 +80,26 @@ class GELU(paddle.autograd.PyLayer):
         return of_x
 
 
+class Residual(paddle.autograd.PyLayer):
+    """x + factors * branch, the factors (B, 1, 1, 1) being one for each sample, without a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor, factors: Tensor) -> Tensor:
+        ctx.needed = needed(x, branch)
+        ctx.save_for_backward(factors)
+        out = _like(x)
+        run("add_scaled", x, branch, factors, x.shape[0], x.size // x.shape[0], out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (factors,) = ctx.saved_tensor()
+        # A copy for the branch even where the factor is 1: Paddle adds to gradients in place.
+        of_branch, batch = _like(gradient), gradient.shape[0]
+        run("add_scaled", None, gradient, factors, batch, gradient.size // batch, of_branch)
+        return (*wanted(ctx, gradient, of_branch), None)
+
+
 class MLP(paddle.autograd.PyLayer):
     """Linear, GELU, linear. Of the widened map, what comes before the first bias is kept."""
 
@@ -168,9 +188,7 @@ class HeatConduction(paddle.autograd.PyLayer):
         epsilon: float,
     ) -> Tensor:
         ctx.epsilon = epsilon
-        ctx.needed = needed(
-            x, decay, kernel, kernel_bias, weight, bias, norm_weight, norm_bias, out_weight, out_bias
-        )
+        ctx.needed = needed(x, decay, kernel, kernel_bias, weight, bias, norm_weight, norm_bias, out_weight, out_bias)
         channels = x.shape[-1]
         convolved = _like(x)
         run("depthwise", x, kernel.reshape([channels, 9]).t(), kernel_bias, *x.shape, convolved)

@@ -290,12 +290,6 @@ class HeatConduction2D(nn.Layer):
         """See :mod:`paddle_vheat.ops.fold`."""
         return become(self, FastHeatConduction2D)
 
-    def trained_form(self) -> nn.Layer:
-        """See :mod:`paddle_vheat.ops.training`."""
-        from paddle_vheat.ops.training import TrainedHeatConduction2D
-
-        return become(self, TrainedHeatConduction2D)
-
 
 class FastHeatConduction2D(HeatConduction2D):
     """The operator in evaluation: the decay of an embedding is computed once for every size."""

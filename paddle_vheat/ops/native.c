@@ -244,6 +244,20 @@ void damp_gradient(const float *restrict gradient, const float *restrict modes, 
     }
 }
 
+/* x + scale y, (B, n) with scale (B,); without x, scale y. */
+void add_scaled(const float *restrict x, const float *restrict y, const float *restrict scale, n_t B, n_t n,
+                float *restrict out) {
+    n_t pieces = (n + 4095) / 4096;
+    _Pragma("omp parallel for schedule(static)") for (n_t piece = 0; piece < B * pieces; piece++) {
+        n_t b = piece / pieces, start = piece % pieces * 4096, end = start + 4096 < n ? start + 4096 : n;
+        float s = scale[b];
+        if (x)
+            SIMD for (n_t i = b * n + start; i < b * n + end; i++) out[i] = x[i] + s * y[i];
+        else
+            SIMD for (n_t i = b * n + start; i < b * n + end; i++) out[i] = s * y[i];
+    }
+}
+
 /* The nine pixels around (row, w) of maps (B * H, W, C); zeros beyond the edges. */
 INLINE void neighbours(const float *x, const float *zeros, n_t row, n_t w, n_t H, n_t W, n_t C, const float *at[9]) {
     n_t h = row % H;
@@ -312,7 +326,7 @@ void patches(const float *restrict x, n_t B, n_t H, n_t W, n_t C, float *restric
     free(zeros);
 }
 
-/* Its transpose: the sum, at every pixel, over the neighbourhoods that it is in. An image to a thread. */
+/* Its transpose: the sum, at every pixel, over the neighbourhoods that it is in. */
 void patches_gradient(const float *restrict gradient, n_t B, n_t H, n_t W, n_t C, float *restrict of_x) {
     n_t rows = (H + 1) / 2, columns = (W + 1) / 2;
     _Pragma("omp parallel for schedule(static)") for (n_t row = 0; row < B * H; row++) {

@@ -76,8 +76,11 @@ def _load() -> tuple[Any, str]:
 def _compiled(openmp: str) -> Path:
     """The shared library, compiled for this processor; kept in the cache."""
     compiler = shlex.split(os.environ.get("CC") or "cc")
-    processor = [line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-                 if line.startswith(("flags", "model name"))]
+    processor = [
+        line
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        if line.startswith(("flags", "model name"))
+    ]
     key = hashlib.sha256("\n".join([SOURCE.read_text(), *compiler, *FLAGS, openmp, *processor]).encode())
     path = cache_home() / "native" / f"{key.hexdigest()[:16]}.so"
 
@@ -85,8 +88,10 @@ def _compiled(openmp: str) -> Path:
         with tempfile.TemporaryDirectory() as folder:
             # In two steps: linked with -fopenmp, it would have a second pool of threads, the compiler's own.
             compiled = os.path.join(folder, "native.o")
-            for command in ([*compiler, *FLAGS, "-c", str(SOURCE), "-o", compiled],
-                            [*compiler, "-shared", compiled, openmp, "-lm", "-o", target]):
+            for command in (
+                [*compiler, *FLAGS, "-c", str(SOURCE), "-o", compiled],
+                [*compiler, "-shared", compiled, openmp, "-lm", "-o", target],
+            ):
                 subprocess.run(command, check=True, capture_output=True, text=True)
 
     if not path.exists():
