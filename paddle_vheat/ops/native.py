@@ -76,12 +76,14 @@ def _load() -> tuple[Any, str]:
 def _compiled(openmp: str) -> Path:
     """The shared library, compiled for this processor; kept in the cache."""
     compiler = shlex.split(os.environ.get("CC") or "cc")
+    # The processor is to be taken for one without AVX-512, as by MKL (see cpu.py).
+    flags = (*FLAGS, "-mno-avx512f") if os.environ.get("MKL_DEBUG_CPU_TYPE") == "5" else FLAGS
     processor = [
         line
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
         if line.startswith(("flags", "model name"))
     ]
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), *compiler, *FLAGS, openmp, *processor]).encode())
+    key = hashlib.sha256("\n".join([SOURCE.read_text(), *compiler, *flags, openmp, *processor]).encode())
     path = cache_home() / "native" / f"{key.hexdigest()[:16]}.so"
 
     def compile_to(target: str) -> None:
@@ -89,7 +91,7 @@ def _compiled(openmp: str) -> Path:
             # In two steps: linked with -fopenmp, it would have a second pool of threads, the compiler's own.
             compiled = os.path.join(folder, "native.o")
             for command in (
-                [*compiler, *FLAGS, "-c", str(SOURCE), "-o", compiled],
+                [*compiler, *flags, "-c", str(SOURCE), "-o", compiled],
                 [*compiler, "-shared", compiled, openmp, "-lm", "-o", target],
             ):
                 subprocess.run(command, check=True, capture_output=True, text=True)
