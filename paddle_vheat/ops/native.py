@@ -42,7 +42,8 @@ def missing() -> str:
 
 def run(name: str, *arguments: Any) -> None:
     """Call a kernel: float32 tensors on the CPU as ``float *``, ints as ``int64_t``, floats, None as no array."""
-    kept, given = [], []  # a copy lives until the kernel is done
+    kept: list[Any] = []  # a copy lives until the kernel is done
+    given: list[Any] = []
     for value in arguments:
         if isinstance(value, int):
             given.append(ctypes.c_int64(value))
