@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ import numpy as np
 
 from paddle_vheat._paddle import F, paddle
 from paddle_vheat.models import create_model
+from paddle_vheat.ops.native import missing
+from paddle_vheat.ops.training import accelerate_training
 
 PYTORCH = ("PyTorch", "PyTorch, compiled")
 TOLERANCE = 1e-4
@@ -37,6 +40,8 @@ def build(job: dict[str, Any]) -> Any:
 
 
 def trainer(model: Any, images: Any, labels: Any) -> Any:
+    """A training step as that of :class:`paddle_vheat.engine.trainer.Trainer`."""
+    model = accelerate_training(model)
     optimizer = paddle.optimizer.AdamW(1e-4, parameters=model.parameters())
     model.train()
 
@@ -84,7 +89,12 @@ def run_form(job: dict[str, Any], form: str, folder: Path) -> dict[str, Any]:
     job = {**job, "form": inner, "outputs": str(folder / f"{form}.npy")}
     here = Path(__file__)
     script = here.with_name("pytorch_vheat.py") if pytorch else here
-    return common.in_own_process(str(script), job, OMP_NUM_THREADS=str(job["threads"]))
+    # "An AVX2 machine": PyTorch's own kernels and oneDNN's, as MKL_DEBUG_CPU_TYPE=5 limits ours.
+    only_avx2 = os.environ.get("MKL_DEBUG_CPU_TYPE") == "5" and pytorch
+    limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"} if only_avx2 else {}
+    row = common.in_own_process(str(script), job, OMP_NUM_THREADS=str(job["threads"]), **limits)
+    print(f"  {form}: {1e3 * row['seconds']:.1f} ms, {row['peak_mib']:.0f} MiB", file=sys.stderr, flush=True)
+    return row
 
 
 def compare(job: dict[str, Any], forms: tuple[str, ...], rounds: int) -> dict[str, dict[str, float]]:
@@ -120,8 +130,9 @@ def main() -> None:
         print(json.dumps(measure(json.loads(args.job))))
         return
     pytorch = PYTORCH[:1] if args.no_compile else PYTORCH
-    report: dict[str, Any] = {"settings": inference.SETTINGS, "results": []}
-    print(inference.SETTINGS)
+    kernels = missing() or "compiled"
+    report: dict[str, Any] = {"settings": inference.SETTINGS, "kernels": kernels, "results": []}
+    print(f"{inference.SETTINGS}; kernels: {kernels}")
     for model in args.models:
         for train, sizes in ((False, args.inference), (True, args.training)):
             for text in sizes:

@@ -59,6 +59,12 @@ def naming(path: str | Path) -> Iterator[None]:
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
 
+def cache_home() -> Path:
+    """``$PADDLE_VHEAT_HOME``, or ``~/.cache/paddle_vheat``."""
+    home = os.environ.get("PADDLE_VHEAT_HOME")
+    return Path(home or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "paddle_vheat")).expanduser()
+
+
 def write_atomically(path: str | Path, write: Callable[[str], Any]) -> None:
     """Call ``write(temporary path)``, flush the result to disk and move it to ``path``."""
     path = Path(path)

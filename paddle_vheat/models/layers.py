@@ -24,11 +24,15 @@ class DropPath(nn.Layer):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
-            return x
+        return x if self.rate == 0.0 or not self.training else x * self.factors(x)
+
+    def factors(self, x: Tensor) -> Tensor:
+        """What the samples of ``x`` are multiplied by, (B, 1, ..., 1): 0, or the inverse of what is kept."""
         keep = 1.0 - self.rate
         shape = [size_of(x, 0)] + [1] * (x.ndim - 1)
-        return x * (paddle.floor(paddle.rand(shape) + keep) / keep).astype(x.dtype)
+        if self.rate == 0.0 or not self.training:
+            return paddle.ones(shape, x.dtype)
+        return (paddle.floor(paddle.rand(shape) + keep) / keep).astype(x.dtype)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"

@@ -1,4 +1,4 @@
-"""Training on a CPU: layers whose gradients are matrix products.
+"""Training on a CPU: layers whose gradients are matrix products, and layers that have kernels of their own (fused.py).
 
 Paddle's CPU kernels sum over rows in one thread (the gradients of a bias and of LayerNorm's scale), and the backward
 pass of a depthwise convolution goes position by position. Written as products with a vector of ones, as a few
@@ -12,6 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat.ops import fused, native
+from paddle_vheat.ops.heat import HeatConduction2D
 
 Tensor = Any
 
@@ -19,8 +21,22 @@ CHUNK_VALUES = 2**21
 """Neighbourhoods that a depthwise convolution's gradient lays out at a time: 8 MiB."""
 
 
+FORMS: dict[type, Any] = {}
+"""The form for training of each class of layers that has one."""
+
+
+def trained_form(form: Any) -> Any:
+    """Class decorator: have :func:`accelerate_training` use this form of its ``plain_form``; if it has a ``suits``,
+    of the layers for which that is true."""
+    FORMS[form.plain_form] = form
+    return form
+
+
 def accelerate_training(model: nn.Layer) -> nn.Layer:
     """Have a model's linear layers, LayerNorms and depthwise convolutions train faster on a CPU; in place.
+
+    Where there are kernels for it (:mod:`paddle_vheat.ops.native`), so do heat conduction operators and the other parts
+    of vHeat (:mod:`paddle_vheat.models.trained`).
 
     Parameters, their names and the results stay as they are; in evaluation, on a GPU and in a static graph so do the
     layers. ``paddle.grad`` with respect to some of the tensors only does not work through a model in this form (Paddle
@@ -29,12 +45,21 @@ def accelerate_training(model: nn.Layer) -> nn.Layer:
     Returns:
         The model.
     """
-    forms: dict[Any, Any] = {form.plain_form: form for form in (TrainedLinear, TrainedLayerNorm, TrainedDepthwise)}
     for layer in model.sublayers(include_self=True):
-        form = forms.get(type(layer))
-        if form is not None and form.suits(layer):
-            layer.__class__ = form
+        form = FORMS.get(type(layer))
+        if form is None or "forward" in vars(layer) or (hasattr(form, "suits") and not form.suits(layer)):
+            continue
+        layer.__class__ = form
     return model
+
+
+def fusible(x: Tensor, *layers: nn.Layer) -> bool:
+    """Whether these layers are trained by kernels: in training, in float32, on a CPU, nobody watching them."""
+    return (
+        paddle.is_grad_enabled()
+        and all(layer.training and not (layer._forward_pre_hooks or layer._forward_post_hooks) for layer in layers)
+        and native.usable(x, *(layer.weight for layer in layers))
+    )
 
 
 def _trains(layer: nn.Layer, x: Tensor) -> bool:
@@ -149,6 +174,7 @@ class _Depthwise(paddle.autograd.PyLayer):
         )
 
 
+@trained_form
 class TrainedLinear(nn.Linear):
     plain_form = nn.Linear
 
@@ -160,6 +186,7 @@ class TrainedLinear(nn.Linear):
         return _Linear.apply(x, self.weight, self.bias) if _trains(self, x) else nn.Linear.forward(self, x)
 
 
+@trained_form
 class TrainedLayerNorm(nn.LayerNorm):
     plain_form = nn.LayerNorm
 
@@ -168,13 +195,13 @@ class TrainedLayerNorm(nn.LayerNorm):
         return layer.weight is not None and layer.bias is not None and len(layer._normalized_shape) == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        return (
-            _LayerNorm.apply(x, self.weight, self.bias, self._epsilon)
-            if _trains(self, x) and x.shape[-1] == self.weight.shape[0]
-            else nn.LayerNorm.forward(self, x)
-        )
+        if not _trains(self, x) or x.shape[-1] != self.weight.shape[0]:
+            return nn.LayerNorm.forward(self, x)
+        form = fused.LayerNorm if native.usable(x) else _LayerNorm
+        return form.apply(x, self.weight, self.bias, self._epsilon)
 
 
+@trained_form
 class TrainedDepthwise(nn.Conv2D):
     plain_form = nn.Conv2D
 
@@ -195,3 +222,16 @@ class TrainedDepthwise(nn.Conv2D):
 
     def forward(self, x: Tensor) -> Tensor:
         return _Depthwise.apply(x, self.weight, self.bias) if _trains(self, x) else nn.Conv2D.forward(self, x)
+
+
+@trained_form
+class TrainedHeatConduction2D(HeatConduction2D):
+    plain_form = HeatConduction2D
+
+    def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
+        parts = self.dwconv, self.linear, self.out_norm, self.out_linear
+        if self.data_format != "NHWC" or not fusible(x, *parts):
+            return HeatConduction2D.forward(self, x, frequency_embedding)
+        decay = self.decay_for(x, frequency_embedding)
+        parameters = [parameter for part in parts for parameter in (part.weight, part.bias)]
+        return fused.HeatConduction.apply(x, decay, *parameters, self.out_norm._epsilon)

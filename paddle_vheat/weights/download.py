@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
-from paddle_vheat._files import naming, sync, write_atomically
+from paddle_vheat._files import cache_home, naming, sync, write_atomically
 from paddle_vheat.errors import UserError
 from paddle_vheat.models.registry import unknown_name
 
@@ -96,10 +96,7 @@ def release(name: str, option: str) -> str:
 
 def cache_folder() -> Path:
     """``$PADDLE_VHEAT_HOME/weights``, or ``~/.cache/paddle_vheat/weights``."""
-    home = os.environ.get("PADDLE_VHEAT_HOME")
-    if not home:
-        home = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "paddle_vheat")
-    return Path(home).expanduser() / "weights"
+    return cache_home() / "weights"
 
 
 def cached_path(address: str) -> Path:

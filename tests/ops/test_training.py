@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 
-from paddle_vheat._paddle import nn, paddle
+from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.engine.optim import TrainOptions
 from paddle_vheat.engine.trainer import Trainer
 from paddle_vheat.models import VHeatClassifier
-from paddle_vheat.ops import fold
-from paddle_vheat.ops.training import TrainedDepthwise, TrainedLayerNorm, TrainedLinear, accelerate_training
+from paddle_vheat.models.trained import TrainedBlock, TrainedDownsample, TrainedMLP, TrainedStem
+from paddle_vheat.models.vheat import MLP, Block, Downsample, Stem
+from paddle_vheat.ops import HeatConduction2D, fold, fused, native
+from paddle_vheat.ops.training import (
+    TrainedDepthwise,
+    TrainedHeatConduction2D,
+    TrainedLayerNorm,
+    TrainedLinear,
+    accelerate_training,
+)
 from tests.conftest import relative_error
 from tests.engine.toy import ToyTask
 
@@ -74,6 +85,115 @@ def test_results_and_gradients(name, dtype, frozen, chunk, monkeypatch):
 def test_other_layers_are_left_alone(layer):
     kind = type(layer)
     assert type(accelerate_training(layer)) is kind
+
+
+needs_kernels = pytest.mark.skipif(bool(native.missing()), reason=f"no kernels in C: {native.missing()}")
+PARTS = {  # sizes that are no multiple of a vector, of a tile of rows or of the stride
+    "stem": (lambda: Stem(3, 20), [3, 3, 21, 18], TrainedStem),
+    "downsample": (lambda: Downsample(10), [3, 9, 14, 10], TrainedDownsample),
+    "mlp": (lambda: MLP(10), [3, 9, 7, 10], TrainedMLP),
+    "operator": (lambda: HeatConduction2D(10, [9, 7], data_format="NHWC"), [3, 9, 7, 10], TrainedHeatConduction2D),
+    "operator, resized": (
+        lambda: HeatConduction2D(10, [6, 8], data_format="NHWC"), [3, 9, 7, 10], TrainedHeatConduction2D,
+    ),
+    "LayerNorm": (lambda: nn.LayerNorm(10), [3, 9, 7, 10], TrainedLayerNorm),
+}  # fmt: skip
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_kernels(name, frozen):
+    make, shape, form = PARTS[name]
+    layer = make()
+    for parameter in layer.parameters():
+        parameter.set_value(paddle.randn(parameter.shape) + (parameter.ndim == 1))
+    x = paddle.randn(shape)
+    weight = paddle.randn(layer(x).shape)
+    trained = accelerate_training(copy.deepcopy(layer))
+    assert type(trained) is form
+    plain = gradients(layer, x, weight)
+    layer.to(dtype="float64")
+    expected = gradients(layer, x.astype("float64"), weight.astype("float64"))
+    pairs = list(zip(plain, expected, strict=True))
+    if frozen:  # every other parameter
+        for parameter in trained.parameters()[::2]:
+            parameter.stop_gradient = True
+        pairs = pairs[:2] + pairs[3::2]
+    for ours, (theirs, right) in zip(gradients(trained, x, weight), pairs, strict=True):
+        assert ours.dtype == paddle.float32
+        # No further from float64 than Paddle's own float32, where that is not right by chance.
+        assert relative_error(ours.numpy(), right.numpy()) < 3 * relative_error(theirs.numpy(), right.numpy()) + 1e-6
+
+
+@needs_kernels
+def test_gelu_of_every_magnitude():
+    x = np.concatenate([-np.geomspace(1e-30, 14, 999), [0.0], np.geomspace(1e-30, 1e30, 999)])
+    wide = paddle.to_tensor(x.astype(np.float32)).astype("float64")
+    wide.stop_gradient = False
+    expected = F.gelu(wide)
+    (slope,) = paddle.grad(expected.sum(), wide)
+    narrow = paddle.to_tensor(x.astype(np.float32)).reshape([-1, 1])
+    narrow.stop_gradient = False
+    found = fused.GELU.apply(narrow)
+    found.sum().backward()
+    # A few roundings in x and in the distribution function, which lies between 0 and 1.
+    assert (abs(found.numpy().ravel() - expected.numpy()) <= 3e-7 * abs(x)).all()
+    assert (abs(narrow.grad.numpy().ravel() - slope.numpy()) <= 1e-6).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", PARTS)
+def test_kernels_keep_what_is_not_finite(name):
+    make, shape, _ = PARTS[name]
+    layer, x = accelerate_training(make()), paddle.randn(shape)
+    x[1, 1, 1, 1] = float("nan")
+    out, of_input, *_ = gradients(layer, x, paddle.ones([1]))
+    assert out[1].isnan().any()
+    assert of_input[1].isnan().any()
+    assert out[0].isfinite().all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_a_block_drops_the_same_branches(post_norm, scale):
+    block, x, embedding = Block(8, 0.5, post_norm, scale), paddle.randn([8, 5, 6, 8]), paddle.randn([5, 6, 8])
+    results = []
+    for _ in range(2):
+        paddle.seed(1)
+        block.clear_gradients()
+        x.stop_gradient = False
+        x.clear_gradient()
+        out = block(x, embedding)
+        (out * out).sum().backward()
+        results.append([out, x.grad.clone(), *(p.grad.clone() for p in block.parameters())])
+        accelerate_training(block)
+    assert type(block) is TrainedBlock
+    for ours, theirs in zip(*results, strict=True):
+        assert relative_error(ours.numpy(), theirs.numpy()) < 1e-5  # float32 on both sides
+
+
+@needs_kernels
+def test_a_watched_layer_is_called(monkeypatch):
+    mlp, x = accelerate_training(MLP(4)), paddle.randn([1, 2, 2, 4])
+    fusions, seen = [], []
+    monkeypatch.setattr(fused.MLP, "apply", lambda *arguments: fusions.append(arguments))
+    mlp(x)
+    mlp.fc1.register_forward_post_hook(lambda layer, inputs, output: seen.append(output))
+    mlp(x)
+    assert len(fusions) == len(seen) == 1
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    native._load.cache_clear()
+    try:
+        assert "no-such-compiler" in native.missing()
+        mlp = accelerate_training(MLP(4))
+        assert gradients(mlp, paddle.randn([1, 2, 2, 4]), 1.0)[0].shape == [1, 2, 2, 4]
+    finally:
+        native._load.cache_clear()
 
 
 @pytest.mark.parametrize("recompute", [False, True])

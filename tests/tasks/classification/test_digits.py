@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -84,6 +82,6 @@ def test_unusable_arguments_are_named(arguments: dict, message: str):
 
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch):
     digits._load.cache_clear()
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install scikit-learn"):
         Digits("train")

@@ -1,0 +1,248 @@
+"""Training on a CPU by the kernels of ``native.c``: parts of the network as one operation each.
+
+Between matrix products, which are Paddle's, everything that goes over a map value by value is one pass. What a pass can
+compute again is not kept for the backward pass. All maps are float32 and channels last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paddle_vheat._paddle import paddle
+from paddle_vheat.ops.heat import _dct_map
+from paddle_vheat.ops.native import run
+
+Tensor = Any
+
+
+def _like(x: Tensor) -> Tensor:
+    return paddle.empty(x.shape, x.dtype)
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    """Number of rows of a map, and their length."""
+    return x.size // x.shape[-1], x.shape[-1]
+
+
+def flat(x: Tensor) -> Tensor:
+    return x.reshape([-1, x.shape[-1]])
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """(N, C) -> (C,)."""
+    return paddle.matmul(paddle.ones([1, x.shape[0]], x.dtype), x).reshape([-1])
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(..., C) -> (..., D): a linear layer, its bias being what the product is added to."""
+    return paddle.addmm(bias.unsqueeze(0), flat(x), weight).reshape([*x.shape[:-1], weight.shape[1]])
+
+
+def needed(*inputs: Tensor) -> list[bool]:
+    return [not tensor.stop_gradient for tensor in inputs]
+
+
+def wanted(ctx: Any, *gradients: Any) -> Any:
+    """What a backward pass returns: the gradients that are wanted, None for the others."""
+    return tuple(gradient if is_needed else None for gradient, is_needed in zip(gradients, ctx.needed))
+
+
+class LayerNorm(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        ctx.needed, ctx.epsilon = needed(x, weight, bias), epsilon
+        ctx.save_for_backward(x, weight)
+        out = _like(x)
+        run("layer_norm", x, weight, bias, epsilon, *_rows(x), out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, weight = ctx.saved_tensor()
+        of_x, sums = _like(x), paddle.empty([2, x.shape[-1]])
+        run("layer_norm_gradient", gradient, x, weight, ctx.epsilon, *_rows(x), of_x, sums)
+        return wanted(ctx, of_x, *sums)
+
+
+class GELU(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        out = _like(x)
+        run("gelu", x, paddle.zeros([x.shape[-1]]), *_rows(x), out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensor()
+        of_x, bias = _like(x), paddle.zeros([x.shape[-1]])
+        run("gelu_gradient", gradient, x, bias, *_rows(x), _like(x), of_x, _like(bias))
+        return of_x
+
+
+class Residual(paddle.autograd.PyLayer):
+    """x + factors * branch, the factors (B, 1, 1, 1) being one for each sample, without a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor, factors: Tensor) -> Tensor:
+        ctx.needed = needed(x, branch)
+        ctx.save_for_backward(factors)
+        out = _like(x)
+        run("add_scaled", x, branch, factors, x.shape[0], x.size // x.shape[0], out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (factors,) = ctx.saved_tensor()
+        # A copy for the branch even where the factor is 1: Paddle adds to gradients in place.
+        of_branch, batch = _like(gradient), gradient.shape[0]
+        run("add_scaled", None, gradient, factors, batch, gradient.size // batch, of_branch)
+        return (*wanted(ctx, gradient, of_branch), None)
+
+
+class MLP(paddle.autograd.PyLayer):
+    """Linear, GELU, linear. Of the widened map, what comes before the first bias is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+        ctx.needed = needed(x, weight1, bias1, weight2, bias2)
+        hidden = paddle.matmul(x, weight1)
+        ctx.save_for_backward(x, weight1, bias1, weight2, hidden)
+        activated = _like(hidden)
+        run("gelu", hidden, bias1, *_rows(hidden), activated)
+        return affine(activated, weight2, bias2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, weight1, bias1, weight2, hidden = ctx.saved_tensor()
+        of_hidden = paddle.matmul(gradient, weight2, transpose_y=True)
+        activated, of_bias1 = _like(hidden), _like(bias1)
+        run("gelu_gradient", of_hidden, hidden, bias1, *_rows(hidden), activated, of_hidden, of_bias1)
+        return wanted(
+            ctx,
+            paddle.matmul(of_hidden, weight1, transpose_y=True),
+            paddle.matmul(flat(x), flat(of_hidden), transpose_x=True),
+            of_bias1,
+            paddle.matmul(flat(activated), flat(gradient), transpose_x=True),
+            column_sums(flat(gradient)),
+        )
+
+
+class Convolution(paddle.autograd.PyLayer):
+    """3 x 3, stride 2, margin 1, of a map (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), D); weight (D, C, 3, 3)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.needed = needed(x, weight, *([] if bias is None else [bias]))
+        ctx.save_for_backward(x, weight)
+        batch, height, width, _ = x.shape
+        by_column = weight.reshape([weight.shape[0], -1])
+        patches = Convolution.patches(x)
+        if bias is None:
+            out = paddle.matmul(patches, by_column, transpose_y=True)
+        else:
+            out = paddle.addmm(bias.unsqueeze(0), patches, by_column.t())
+        return out.reshape([batch, (height + 1) // 2, (width + 1) // 2, weight.shape[0]])
+
+    @staticmethod
+    def patches(x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        out = paddle.empty([batch * ((height + 1) // 2) * ((width + 1) // 2), 9 * channels], x.dtype)
+        run("patches", x, batch, height, width, channels, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, weight = ctx.saved_tensor()
+        rows = flat(gradient)
+        of_x = None
+        if ctx.needed[0]:
+            of_x = _like(x)
+            of_patches = paddle.matmul(rows, weight.reshape([weight.shape[0], -1]))
+            run("patches_gradient", of_patches, *x.shape, of_x)
+            del of_patches
+        of_weight = paddle.matmul(rows, Convolution.patches(x), transpose_x=True).reshape(weight.shape)
+        return wanted(ctx, of_x, of_weight, column_sums(rows))
+
+
+class HeatConduction(paddle.autograd.PyLayer):
+    """The Heat Conduction Operator for a decay (H, W, C) that is 1 at mode (0, 0).
+
+    A constant is a multiple of that mode, which is not damped. So the linear layer's bias on the heat may be added
+    after the conduction, in the pass that normalises.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        decay: Tensor,
+        kernel: Tensor,
+        kernel_bias: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        out_weight: Tensor,
+        out_bias: Tensor,
+        epsilon: float,
+    ) -> Tensor:
+        ctx.epsilon = epsilon
+        ctx.needed = needed(x, decay, kernel, kernel_bias, weight, bias, norm_weight, norm_bias, out_weight, out_bias)
+        channels = x.shape[-1]
+        convolved = _like(x)
+        run("depthwise", x, kernel.reshape([channels, 9]).t(), kernel_bias, *x.shape, convolved)
+        modes = _dct_map(paddle.matmul(convolved, weight[:, :channels]), inverse=False)
+        gate = paddle.matmul(convolved, weight[:, channels:])
+        damped = _like(modes)
+        run("damp", modes, decay, x.shape[0], decay.size, damped)
+        heat = _dct_map(damped, inverse=True)
+        ctx.save_for_backward(
+            x, decay, kernel, weight, bias, norm_weight, norm_bias, out_weight, convolved, modes, gate, heat
+        )
+        gated = damped  # its memory
+        shifts = bias.reshape([2, channels])
+        run("norm_gate", heat, shifts[0], gate, shifts[1], norm_weight, norm_bias, epsilon, *_rows(x), gated)
+        return affine(gated, out_weight, out_bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, decay, kernel, weight, bias, norm_weight, norm_bias, out_weight, convolved, modes, gate, heat = (
+            ctx.saved_tensor()
+        )
+        channels = x.shape[-1]
+        shifts = bias.reshape([2, channels])
+        of_heat = paddle.matmul(gradient, out_weight, transpose_y=True)
+        gated, of_gate, sums = _like(x), _like(x), paddle.empty([4, channels])
+        run(
+            "norm_gate_gradient", of_heat, heat, shifts[0], gate, shifts[1], norm_weight, norm_bias, ctx.epsilon,
+            *_rows(x), gated, of_heat, of_gate, sums,
+        )  # fmt: skip
+        of_out_weight = paddle.matmul(flat(gated), flat(gradient), transpose_x=True)
+        of_damped = _dct_map(of_heat, inverse=False)
+        of_modes, of_decay = gated, _like(decay)
+        run("damp_gradient", of_damped, modes, decay, x.shape[0], decay.size, of_modes, of_decay)
+        of_heat = _dct_map(of_modes, inverse=True)
+        halves = [paddle.matmul(flat(convolved), flat(half), transpose_x=True) for half in (of_heat, of_gate)]
+        of_convolved = paddle.addmm(
+            paddle.matmul(flat(of_heat), weight[:, :channels], transpose_y=True),
+            flat(of_gate),
+            weight[:, channels:].t(),
+        ).reshape(x.shape)
+        of_kernel, of_x = paddle.empty([10, channels]), of_heat
+        run("depthwise_gradient", of_convolved, x, *x.shape, of_kernel)
+        mirrored = kernel.reshape([channels, 9]).flip(1).t()
+        run("depthwise", of_convolved, mirrored, paddle.zeros([channels]), *x.shape, of_x)
+        return wanted(
+            ctx,
+            of_x,
+            of_decay,
+            of_kernel[:9].t().reshape(kernel.shape),
+            of_kernel[9],
+            paddle.concat(halves, axis=1),
+            sums[:2].reshape([-1]),
+            sums[2],
+            sums[3],
+            of_out_weight,
+            column_sums(flat(gradient)),
+        )

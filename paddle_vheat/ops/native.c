@@ -1,0 +1,348 @@
+/* What Paddle's CPU kernels do in one thread and in several passes over memory, in one pass by all threads.
+ *
+ * Compiled on first use and called by native.py. Arrays are float32, contiguous, channels last, and allocated by the
+ * caller; `rows` is the product of all axes but the last, and C the last. Pieces of work go to threads in a fixed
+ * order, so that for a number of threads every result is reproducible bit by bit. No -ffast-math: NaN must survive.
+ */
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int64_t n_t;
+#define INLINE static inline __attribute__((always_inline))
+#define PRAGMA(text) _Pragma(#text)
+#define SIMD PRAGMA(omp simd)
+#define SUM(...) PRAGMA(omp simd reduction(+ : __VA_ARGS__))
+#define TILE 64 /* rows whose sums are added up before they go to the total: less rounding than one long sum */
+
+/* e^x to 1 ulp (Cephes' expf); below -87 that of -87, above 88 that of 88. */
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float n = rintf(x * 1.44269504f);
+    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    union { int32_t i; float f; } power = {((int32_t)n + 127) << 23};
+    return p * power.f;
+}
+
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+/* The normal distribution function, and e^(-x^2/2) in *bell. erfc(u) e^(u^2) is a polynomial in 1/(1 + 0.48 u),
+ * fitted to a relative error of 1.3e-8. */
+INLINE float normal_cdf(float x, float *bell) {
+    float u = fabsf(x) * 0.70710678f, t = 1.0f / (1.0f + 0.48f * u);
+    float p = -5.67412979e-02f;
+    p = p * t + 3.02441203e-01f;
+    p = p * t - 5.99294828e-01f;
+    p = p * t + 4.70626137e-01f;
+    p = p * t - 1.37316565e-01f;
+    p = p * t + 2.53240752e-01f;
+    p = p * t + 2.23426510e-01f;
+    p = p * t + 2.72963717e-01f;
+    p = p * t + 2.70649125e-01f;
+    p = p * t + 5.23496319e-06f;
+    *bell = exponential(-u * u);
+    float half_erfc = 0.5f * p * *bell;
+    return x < 0.0f ? half_erfc : 1.0f - half_erfc;
+}
+
+/* Sums over rows. Each thread has n totals, and n more for the rows of a tile. */
+static float *begin_sums(n_t n) { return calloc((size_t)(2 * n) * (size_t)omp_get_max_threads(), sizeof(float)); }
+
+INLINE float *own_sums(float *sums, n_t n) { return sums + 2 * n * omp_get_thread_num(); }
+
+INLINE void end_tile(float *own, n_t n) {
+    SIMD for (n_t i = 0; i < n; i++) {
+        own[i] += own[n + i];
+        own[n + i] = 0.0f;
+    }
+}
+
+static void end_sums(float *sums, n_t n, float *out) {
+    memset(out, 0, (size_t)n * sizeof(float));
+    for (int t = 0; t < omp_get_max_threads(); t++)
+        for (n_t i = 0; i < n; i++) out[i] += sums[2 * n * t + i];
+    free(sums);
+}
+
+#define FOR_TILES(rows) \
+    _Pragma("omp for schedule(static)") for (n_t tile = 0; tile < ((rows) + TILE - 1) / TILE; tile++)
+#define FOR_ROWS(rows) for (n_t row = tile * TILE; row < (rows) && row < (tile + 1) * TILE; row++)
+
+INLINE void moments(const float *x, const float *shift, n_t C, float epsilon, float *mean, float *scale) {
+    float sum = 0.0f, squares = 0.0f;
+    SUM(sum) for (n_t c = 0; c < C; c++) sum += x[c] + (shift ? shift[c] : 0.0f);
+    float m = sum / (float)C;
+    SUM(squares) for (n_t c = 0; c < C; c++) {
+        float d = x[c] + (shift ? shift[c] : 0.0f) - m;
+        squares += d * d;
+    }
+    *mean = m;
+    *scale = 1.0f / sqrtf(squares / (float)C + epsilon);
+}
+
+/* LayerNorm over C. */
+void layer_norm(const float *restrict x, const float *restrict weight, const float *restrict bias, float epsilon,
+                n_t rows, n_t C, float *restrict out) {
+    _Pragma("omp parallel") FOR_TILES(rows) FOR_ROWS(rows) {
+        float mean, scale;
+        moments(x + row * C, NULL, C, epsilon, &mean, &scale);
+        SIMD for (n_t c = 0; c < C; c++)
+            out[row * C + c] = (x[row * C + c] - mean) * scale * weight[c] + bias[c];
+    }
+}
+
+/* sums: (2, C), gradients of weight and bias. */
+void layer_norm_gradient(const float *restrict gradient, const float *restrict x, const float *restrict weight,
+                         float epsilon, n_t rows, n_t C, float *restrict of_x, float *restrict sums_out) {
+    float *sums = begin_sums(2 * C);
+    _Pragma("omp parallel") {
+        float *own = own_sums(sums, 2 * C), *tile_sums = own + 2 * C;
+        FOR_TILES(rows) {
+            FOR_ROWS(rows) {
+                const float *g = gradient + row * C, *values = x + row * C;
+                float mean, scale, first = 0.0f, second = 0.0f;
+                moments(values, NULL, C, epsilon, &mean, &scale);
+                SUM(first, second) for (n_t c = 0; c < C; c++) {
+                    float normal = (values[c] - mean) * scale, scaled = g[c] * weight[c];
+                    first += scaled;
+                    second += scaled * normal;
+                    tile_sums[c] += g[c] * normal;
+                    tile_sums[C + c] += g[c];
+                }
+                first /= (float)C;
+                second /= (float)C;
+                SIMD for (n_t c = 0; c < C; c++)
+                    of_x[row * C + c] =
+                        (g[c] * weight[c] - first - (values[c] - mean) * scale * second) * scale;
+            }
+            end_tile(own, 2 * C);
+        }
+    }
+    end_sums(sums, 2 * C, sums_out);
+}
+
+/* GELU of x + bias. */
+void gelu(const float *restrict x, const float *restrict bias, n_t rows, n_t C, float *restrict out) {
+    _Pragma("omp parallel") FOR_TILES(rows) FOR_ROWS(rows) {
+        SIMD for (n_t c = 0; c < C; c++) {
+            float bell, value = x[row * C + c] + bias[c];
+            out[row * C + c] = value * normal_cdf(value, &bell);
+        }
+    }
+}
+
+/* out: its result once more; of_x: may be the memory of gradient; of_bias: (C,). */
+void gelu_gradient(const float *gradient, const float *restrict x, const float *restrict bias, n_t rows, n_t C,
+                   float *restrict out, float *of_x, float *restrict of_bias) {
+    float *sums = begin_sums(C);
+    _Pragma("omp parallel") {
+        float *own = own_sums(sums, C), *tile_sums = own + C;
+        FOR_TILES(rows) {
+            FOR_ROWS(rows) {
+                SIMD for (n_t c = 0; c < C; c++) {
+                    float bell, value = x[row * C + c] + bias[c], cdf = normal_cdf(value, &bell);
+                    float g = gradient[row * C + c] * (cdf + value * bell * 0.39894228f);
+                    out[row * C + c] = value * cdf;
+                    of_x[row * C + c] = g;
+                    tile_sums[c] += g;
+                }
+            }
+            end_tile(own, C);
+        }
+    }
+    end_sums(sums, C, of_bias);
+}
+
+/* LayerNorm(heat + heat_bias) * SiLU(gate + gate_bias). */
+void norm_gate(const float *restrict heat, const float *restrict heat_bias, const float *restrict gate,
+               const float *restrict gate_bias, const float *restrict weight, const float *restrict bias,
+               float epsilon, n_t rows, n_t C, float *restrict out) {
+    _Pragma("omp parallel") FOR_TILES(rows) FOR_ROWS(rows) {
+        float mean, scale;
+        moments(heat + row * C, heat_bias, C, epsilon, &mean, &scale);
+        SIMD for (n_t c = 0; c < C; c++) {
+            float z = gate[row * C + c] + gate_bias[c];
+            float normal = (heat[row * C + c] + heat_bias[c] - mean) * scale;
+            out[row * C + c] = (normal * weight[c] + bias[c]) * z * sigmoid(z);
+        }
+    }
+}
+
+/* out: its result once more; of_heat: may be the memory of gradient; sums: (4, C), gradients of heat_bias, gate_bias,
+ * weight and bias. */
+void norm_gate_gradient(const float *gradient, const float *restrict heat, const float *restrict heat_bias,
+                        const float *restrict gate, const float *restrict gate_bias, const float *restrict weight,
+                        const float *restrict bias, float epsilon, n_t rows, n_t C, float *restrict out,
+                        float *of_heat, float *restrict of_gate, float *restrict sums_out) {
+    float *sums = begin_sums(4 * C);
+    _Pragma("omp parallel") {
+        float *own = own_sums(sums, 4 * C), *tile_sums = own + 4 * C;
+        FOR_TILES(rows) {
+            FOR_ROWS(rows) {
+                const float *g = gradient + row * C, *h = heat + row * C;
+                float mean, scale, first = 0.0f, second = 0.0f;
+                moments(h, heat_bias, C, epsilon, &mean, &scale);
+                SUM(first, second) for (n_t c = 0; c < C; c++) {
+                    float z = gate[row * C + c] + gate_bias[c], s = sigmoid(z);
+                    float normal = (h[c] + heat_bias[c] - mean) * scale, affine = normal * weight[c] + bias[c];
+                    float of_affine = g[c] * z * s, scaled = of_affine * weight[c];
+                    float of_z = g[c] * affine * s * (1.0f + z * (1.0f - s));
+                    out[row * C + c] = affine * z * s;
+                    of_gate[row * C + c] = of_z;
+                    of_heat[row * C + c] = scaled;
+                    first += scaled;
+                    second += scaled * normal;
+                    tile_sums[C + c] += of_z;
+                    tile_sums[2 * C + c] += of_affine * normal;
+                    tile_sums[3 * C + c] += of_affine;
+                }
+                first /= (float)C;
+                second /= (float)C;
+                SIMD for (n_t c = 0; c < C; c++) {
+                    float normal = (h[c] + heat_bias[c] - mean) * scale;
+                    float of_h = (of_heat[row * C + c] - first - normal * second) * scale;
+                    of_heat[row * C + c] = of_h;
+                    tile_sums[c] += of_h;
+                }
+            }
+            end_tile(own, 4 * C);
+        }
+    }
+    end_sums(sums, 4 * C, sums_out);
+}
+
+/* modes (B, n) times decay (n,). */
+void damp(const float *restrict modes, const float *restrict decay, n_t B, n_t n, float *restrict out) {
+    _Pragma("omp parallel for schedule(static)") for (n_t start = 0; start < n; start += 4096) {
+        n_t end = start + 4096 < n ? start + 4096 : n;
+        for (n_t b = 0; b < B; b++)
+            SIMD for (n_t i = start; i < end; i++) out[b * n + i] = modes[b * n + i] * decay[i];
+    }
+}
+
+void damp_gradient(const float *restrict gradient, const float *restrict modes, const float *restrict decay, n_t B,
+                   n_t n, float *restrict of_modes, float *restrict of_decay) {
+    _Pragma("omp parallel for schedule(static)") for (n_t start = 0; start < n; start += 4096) {
+        n_t end = start + 4096 < n ? start + 4096 : n;
+        for (n_t b = 0; b < B; b++) {
+            SIMD for (n_t i = start; i < end; i++) {
+                float g = gradient[b * n + i];
+                of_modes[b * n + i] = g * decay[i];
+                of_decay[i] = g * modes[b * n + i] + (b ? of_decay[i] : 0.0f);
+            }
+        }
+    }
+}
+
+/* x + scale y, (B, n) with scale (B,); without x, scale y. */
+void add_scaled(const float *restrict x, const float *restrict y, const float *restrict scale, n_t B, n_t n,
+                float *restrict out) {
+    n_t pieces = (n + 4095) / 4096;
+    _Pragma("omp parallel for schedule(static)") for (n_t piece = 0; piece < B * pieces; piece++) {
+        n_t b = piece / pieces, start = piece % pieces * 4096, end = start + 4096 < n ? start + 4096 : n;
+        float s = scale[b];
+        if (x)
+            SIMD for (n_t i = b * n + start; i < b * n + end; i++) out[i] = x[i] + s * y[i];
+        else
+            SIMD for (n_t i = b * n + start; i < b * n + end; i++) out[i] = s * y[i];
+    }
+}
+
+/* The nine pixels around (row, w) of maps (B * H, W, C); zeros beyond the edges. */
+INLINE void neighbours(const float *x, const float *zeros, n_t row, n_t w, n_t H, n_t W, n_t C, const float *at[9]) {
+    n_t h = row % H;
+    for (n_t i = -1; i <= 1; i++)
+        for (n_t j = -1; j <= 1; j++)
+            at[3 * (i + 1) + j + 1] = h + i < 0 || h + i >= H || w + j < 0 || w + j >= W
+                                          ? zeros
+                                          : x + ((row + i) * W + w + j) * C;
+}
+
+/* Depthwise 3 x 3 with a margin of 1: x (B, H, W, C), weight (9, C). */
+void depthwise(const float *restrict x, const float *restrict weight, const float *restrict bias, n_t B, n_t H, n_t W,
+               n_t C, float *restrict out) {
+    float *zeros = calloc((size_t)C, sizeof(float));
+    _Pragma("omp parallel for schedule(static)") for (n_t row = 0; row < B * H; row++) {
+        for (n_t w = 0; w < W; w++) {
+            const float *a[9];
+            neighbours(x, zeros, row, w, H, W, C, a);
+            float *o = out + (row * W + w) * C;
+            SIMD for (n_t c = 0; c < C; c++) {
+                float sum = bias[c];
+                for (int k = 0; k < 9; k++) sum += weight[k * C + c] * a[k][c];
+                o[c] = sum;
+            }
+        }
+    }
+    free(zeros);
+}
+
+/* sums: (10, C), gradients of the nine weights and of the bias. */
+void depthwise_gradient(const float *restrict gradient, const float *restrict x, n_t B, n_t H, n_t W, n_t C,
+                        float *restrict sums_out) {
+    float *sums = begin_sums(10 * C), *zeros = calloc((size_t)C, sizeof(float));
+    _Pragma("omp parallel") {
+        float *own = own_sums(sums, 10 * C), *row_sums = own + 10 * C;
+        _Pragma("omp for schedule(static)") for (n_t row = 0; row < B * H; row++) {
+            for (n_t w = 0; w < W; w++) {
+                const float *a[9], *g = gradient + (row * W + w) * C;
+                neighbours(x, zeros, row, w, H, W, C, a);
+                SIMD for (n_t c = 0; c < C; c++) {
+                    for (int k = 0; k < 9; k++) row_sums[k * C + c] += g[c] * a[k][c];
+                    row_sums[9 * C + c] += g[c];
+                }
+            }
+            end_tile(own, 10 * C);
+        }
+    }
+    free(zeros);
+    end_sums(sums, 10 * C, sums_out);
+}
+
+/* Neighbourhoods 3 x 3, stride 2, margin 1, of x (B, H, W, C): (B * ceil(H/2) * ceil(W/2), C * 9). */
+void patches(const float *restrict x, n_t B, n_t H, n_t W, n_t C, float *restrict out) {
+    n_t rows = (H + 1) / 2, columns = (W + 1) / 2;
+    float *zeros = calloc((size_t)C, sizeof(float));
+    _Pragma("omp parallel for schedule(static)") for (n_t r = 0; r < B * rows; r++) {
+        n_t row = r / rows * H + r % rows * 2;
+        for (n_t w = 0; w < columns; w++) {
+            const float *a[9];
+            float *o = out + (r * columns + w) * C * 9;
+            neighbours(x, zeros, row, 2 * w, H, W, C, a);
+            for (n_t c = 0; c < C; c++)
+                for (int k = 0; k < 9; k++) o[c * 9 + k] = a[k][c];
+        }
+    }
+    free(zeros);
+}
+
+/* Its transpose: the sum, at every pixel, over the neighbourhoods that it is in. */
+void patches_gradient(const float *restrict gradient, n_t B, n_t H, n_t W, n_t C, float *restrict of_x) {
+    n_t rows = (H + 1) / 2, columns = (W + 1) / 2;
+    _Pragma("omp parallel for schedule(static)") for (n_t row = 0; row < B * H; row++) {
+        n_t b = row / H, h = row % H;
+        memset(of_x + row * W * C, 0, (size_t)(W * C) * sizeof(float));
+        for (int i = 0; i < 3; i++) {
+            if ((h - i + 1) % 2 || h - i + 1 < 0 || (h - i + 1) / 2 >= rows) continue;
+            const float *line = gradient + (b * rows + (h - i + 1) / 2) * columns * C * 9;
+            for (n_t w = 0; w < columns; w++)
+                for (int j = 0; j < 3; j++) {
+                    n_t column = 2 * w + j - 1;
+                    if (column < 0 || column >= W) continue;
+                    float *o = of_x + (row * W + column) * C;
+                    const float *g = line + w * C * 9 + 3 * i + j;
+                    for (n_t c = 0; c < C; c++) o[c] += g[c * 9];
+                }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+"""Kernels in C for a CPU (``native.c``): compiled on first use where there is a C compiler, otherwise done without.
+
+Paddle's kernels for anything but matrix products run in one thread and pass over memory several times, which in a
+training step takes as long as the products (docs/performance.md). These share the threads of Paddle's own products:
+they are linked to the OpenMP library that Paddle has loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from paddle_vheat._files import cache_home, write_atomically
+from paddle_vheat._paddle import paddle
+
+Tensor = Any
+
+SOURCE = Path(__file__).with_name("native.c")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+
+
+def usable(*tensors: Tensor) -> bool:
+    """Whether the kernels are there and take these tensors."""
+    return (
+        paddle.in_dynamic_mode()
+        and all(x.dtype == paddle.float32 and x.place.is_cpu_place() and 0 not in x.shape for x in tensors)
+        and not missing()
+    )
+
+
+def missing() -> str:
+    """Why the kernels are not there; empty where they are."""
+    return _load()[1]
+
+
+def run(name: str, *arguments: Any) -> None:
+    """Call a kernel: float32 tensors on the CPU as ``float *``, ints as ``int64_t``, floats, None as no array."""
+    kept: list[Any] = []  # a copy lives until the kernel is done
+    given: list[Any] = []
+    for value in arguments:
+        if isinstance(value, int):
+            given.append(ctypes.c_int64(value))
+        elif isinstance(value, float):
+            given.append(ctypes.c_float(value))
+        elif value is None:
+            given.append(ctypes.c_void_p(None))
+        else:
+            kept.append(value if value.is_contiguous() else value.contiguous())
+            given.append(ctypes.c_void_p(kept[-1].data_ptr()))
+    getattr(_load()[0], name)(*given)
+
+
+@functools.lru_cache(maxsize=1)
+def _load() -> tuple[Any, str]:
+    """The library, and why there is none."""
+    if os.environ.get("PADDLE_VHEAT_NATIVE", "").lower() == "off":
+        return None, "switched off by PADDLE_VHEAT_NATIVE=off"
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        openmp = next((line.split(maxsplit=5)[-1] for line in maps if line.endswith("/libiomp5.so")), None)
+        if openmp is None:
+            return None, "this Paddle is without Intel's OpenMP library"
+        return ctypes.CDLL(str(_compiled(openmp))), ""
+    except subprocess.CalledProcessError as error:
+        return None, f"{error.cmd[0]}: {(error.stderr.splitlines() or ['failed'])[0]}"
+    except OSError as error:
+        return None, str(error)
+
+
+def _compiled(openmp: str) -> Path:
+    """The shared library, compiled for this processor; kept in the cache."""
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    # The processor is to be taken for one without AVX-512, as by MKL (see cpu.py).
+    flags = (*FLAGS, "-mno-avx512f") if os.environ.get("MKL_DEBUG_CPU_TYPE") == "5" else FLAGS
+    processor = [
+        line
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        if line.startswith(("flags", "model name"))
+    ]
+    key = hashlib.sha256("\n".join([SOURCE.read_text(), *compiler, *flags, openmp, *processor]).encode())
+    path = cache_home() / "native" / f"{key.hexdigest()[:16]}.so"
+
+    def compile_to(target: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            # In two steps: linked with -fopenmp, it would have a second pool of threads, the compiler's own.
+            compiled = os.path.join(folder, "native.o")
+            for command in (
+                [*compiler, *flags, "-c", str(SOURCE), "-o", compiled],
+                [*compiler, "-shared", compiled, openmp, "-lm", "-o", target],
+            ):
+                subprocess.run(command, check=True, capture_output=True, text=True)
+
+    if not path.exists():
+        write_atomically(path, compile_to)
+    return path
