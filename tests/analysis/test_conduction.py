@@ -70,7 +70,7 @@ def test_the_same_k_reaches_half_as_far_across_twice_the_resolution():
 
 
 def test_no_conduction_reaches_nowhere_and_negative_lobes_may_have_no_reach():
-    assert reach(np.ones((8, 8, 2))) == 0
+    assert reach(np.ones((8, 8, 2))) < 1e-6  # a root: rounding of the variance, 1e-15, is 3e-8 here
     ring = np.ones((16, 16, 1))
     ring[1:3, 1:3] = 1.5  # amplified low modes: a kernel that is negative far from its centre
     ring[0, 1:3] = ring[1:3, 0] = 1.5
