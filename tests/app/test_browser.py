@@ -167,12 +167,10 @@ class Page:
         assert not self["shown"].is_displayed()
         return self["error"].text
 
-    def changed(self, act):
-        """The heat's picture and numbers after an action that changes both."""
-        before = self["veil"].get_attribute("src"), self["heat-numbers"].text
-        act()
-        self.wait(lambda: self["veil"].get_attribute("src") != before[0] and self["heat-numbers"].text != before[1])
-        return self["veil"].get_attribute("src"), self["heat-numbers"].text
+    def heat(self, numbers):
+        """The heat's picture, as soon as its numbers begin so; a slider passes stops on its way."""
+        self.wait(lambda: self["heat-numbers"].text.startswith(numbers))
+        return self["veil"].get_attribute("src")
 
     def slide(self, name, value):
         """A slider, by the keys that a user would press."""
@@ -218,10 +216,9 @@ def test_a_picture_is_dropped(browser, page, tmp_path):
 def test_heat_follows_the_place_the_stage_and_the_time(browser, page, tmp_path):
     shown = Page(browser, page)
     shown.wait(lambda: shown.loaded("veil"))
-    assert shown["heat-numbers"].text.startswith("From patch (16, 32), t = 1:")  # the centre of 32 x 64
+    seen = {shown.heat("From patch (16, 32), t = 1:")}  # the centre of 32 x 64
     shown.upload(picture(tmp_path / "street.png"))
     shown.wait(lambda: shown.loaded("under"))
-    seen = {shown["veil"].get_attribute("src")}
     for act, text in (
         (lambda: shown.click(0.26, 0.76), "From patch (8, 48), t = 1:"),
         (lambda: shown.slide("time", 7), "From patch (8, 48), t = 4:"),
@@ -229,9 +226,9 @@ def test_heat_follows_the_place_the_stage_and_the_time(browser, page, tmp_path):
         (lambda: shown.click(0.99, 0.01), "From patch (15, 0), t = 4:"),
     ):
         k = shown["k"].get_attribute("src")
-        source, numbers = shown.changed(act)
-        assert numbers.startswith(text), numbers
-        assert "sum 1." in numbers
+        act()
+        source = shown.heat(text)
+        assert "sum 1." in shown["heat-numbers"].text
         assert source not in seen
         seen.add(source)
         assert (shown["k"].get_attribute("src") != k) == (text == "From patch (4, 24), t = 4:")
@@ -248,7 +245,9 @@ def test_a_block_is_chosen_within_its_stage(browser, page):
     assert not shown["block"].is_enabled()
     shown.slide("stage", 3)
     shown.wait(lambda: shown["block-value"].text == "2 of 2")
-    shown.changed(lambda: shown.slide("block", 1))
+    last = shown.heat("From patch (4, 8),")  # of 8 x 16
+    shown.slide("block", 1)
+    shown.wait(lambda: shown["veil"].get_attribute("src") != last)
     assert shown["block-value"].text == "1 of 2"
 
 
