@@ -218,7 +218,8 @@ def test_heat_follows_the_place_the_stage_and_the_time(browser, page, tmp_path):
     shown.wait(lambda: shown.loaded("veil"))
     seen = {shown.heat("From patch (16, 32), t = 1:")}  # the centre of 32 x 64
     shown.upload(picture(tmp_path / "street.png"))
-    shown.wait(lambda: shown.loaded("under"))
+    for name in ("under", "chosen", "shown"):  # each moves what is below it
+        shown.wait(lambda name=name: shown.loaded(name))
     for act, text in (
         (lambda: shown.click(0.26, 0.76), "From patch (8, 48), t = 1:"),
         (lambda: shown.slide("time", 7), "From patch (8, 48), t = 4:"),

@@ -203,9 +203,9 @@ function play() {
   spread();
   at("play").textContent = "Stop";
   running = setInterval(() => {
-    if (slider.value === slider.max) return stop();
     slider.value = Number(slider.value) + 1;
     spread();
+    if (slider.value === slider.max) stop();
   }, 450);
 }
 
