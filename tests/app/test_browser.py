@@ -237,7 +237,7 @@ def test_heat_follows_the_place_the_stage_and_the_time(browser, page, tmp_path):
     assert shown.loaded("k")
     shown["play"].click()
     shown.wait(lambda: "t = 64:" in shown["heat-numbers"].text)
-    assert shown["play"].text == "Let time run"
+    shown.wait(lambda: shown["play"].text == "Let time run")
 
 
 def test_a_block_is_chosen_within_its_stage(browser, page):
