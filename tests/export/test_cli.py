@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from paddle_vheat import cli
+from paddle_vheat._paddle import PADDLE_2
 from paddle_vheat.config import load_config
 from paddle_vheat.errors import UserError
 from paddle_vheat.tasks.classification.task import ClassificationTask
@@ -40,7 +41,7 @@ def project(cityscapes, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(project) -> Path:
     options = ["--device", "cpu", "--model_path", project / "model.pdparams", "--input_shape", "-1", "3", "64", "128"]
-    options += ["--save_dir", project / "out", "--format", "both"]
+    options += ["--save_dir", project / "out", "--format", "paddle" if PADDLE_2 else "both"]
     assert cli.export(["--config", str(project / "tiny.yml"), *map(str, options)]) == 0
     return project / "out"
 

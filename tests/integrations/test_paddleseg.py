@@ -155,7 +155,7 @@ def test_a_name_that_somebody_else_has_taken_is_theirs(tmp_path, registry, name)
         """,
         SEG_HOME=str(tmp_path),
     )
-    assert done.stdout.split()[-1:] == ["refused"], done.stderr
+    assert "refused" in done.stdout.split(), done.stderr  # Paddle 2.6.2 says more at the end
 
 
 # --- Backbones ------------------------------------------------------------------------------------
