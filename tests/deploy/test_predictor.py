@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from paddle_vheat._paddle import F
+from paddle_vheat._paddle import PADDLE_2, F
 from paddle_vheat.config import ConfigError
 from paddle_vheat.data.image_file import read_bgr
 from paddle_vheat.deploy import Predictor, runtimes
@@ -242,6 +242,10 @@ def test_onednn_only_where_it_was_found_right(exported, tmp_path):
     for i, (onednn, version, expected) in enumerate(cases):
         checked = {} if version is None else {"paddle": version}
         folder = change(exported, tmp_path / str(i), onednn=onednn, checked_on=checked)
+        if PADDLE_2 and expected == "reduced":  # its passes do not suit a network this small; an export's check tells
+            with pytest.raises(ValueError, match="cannot load it"):
+                Predictor(folder)
+            continue
         predict = Predictor(folder)
         assert predict.runtime == names[expected]
         assert safe_onednn(predict.description) == expected
