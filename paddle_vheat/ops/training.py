@@ -13,6 +13,7 @@ from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.ops import fused, native
+from paddle_vheat.ops.fused import affine, column_sums, needed
 from paddle_vheat.ops.heat import HeatConduction2D
 
 Tensor = Any
@@ -77,27 +78,17 @@ def _ones(rows: int, columns: int, dtype: Any) -> Tensor:
     return paddle.ones([rows, columns], dtype)
 
 
-def _column_sums(x: Tensor) -> Tensor:
-    """(N, C) -> (C,)."""
-    return paddle.matmul(_ones(1, x.shape[0], x.dtype), x).reshape([-1])
-
-
 def _wanted(ctx: Any, *gradients: Any) -> Any:
     """What a backward pass returns: a function of each gradient that is wanted, None of the others."""
-    return tuple(make() if needed else None for make, needed in zip(gradients, ctx.needed))
-
-
-def _needed(*inputs: Tensor) -> list[bool]:
-    return [not tensor.stop_gradient for tensor in inputs]
+    return tuple(make() if is_needed else None for make, is_needed in zip(gradients, ctx.needed))
 
 
 class _Linear(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.needed = _needed(x, weight, bias)
+        ctx.needed = needed(x, weight, bias)
         ctx.save_for_backward(x, weight)
-        out = paddle.addmm(bias.unsqueeze(0), x.reshape([-1, weight.shape[0]]), weight)
-        return out.reshape([*x.shape[:-1], weight.shape[1]])
+        return affine(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
@@ -107,14 +98,14 @@ class _Linear(paddle.autograd.PyLayer):
             ctx,
             lambda: paddle.matmul(rows, weight, transpose_y=True).reshape(x.shape),
             lambda: paddle.matmul(x.reshape([-1, weight.shape[0]]), rows, transpose_x=True),
-            lambda: _column_sums(rows),
+            lambda: column_sums(rows),
         )
 
 
 class _LayerNorm(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-        ctx.needed, ctx.epsilon = _needed(x, weight, bias), epsilon
+        ctx.needed, ctx.epsilon = needed(x, weight, bias), epsilon
         ctx.save_for_backward(x, weight)
         return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
@@ -138,7 +129,7 @@ class _LayerNorm(paddle.autograd.PyLayer):
             ctx,
             of_input,
             lambda: paddle.matmul(scale, product, transpose_x=True).reshape([-1]),
-            lambda: _column_sums(rows),
+            lambda: column_sums(rows),
         )
 
 
@@ -147,7 +138,7 @@ class _Depthwise(paddle.autograd.PyLayer):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.needed = _needed(x, weight, bias)
+        ctx.needed = needed(x, weight, bias)
         ctx.save_for_backward(x, weight)
         return F.conv2d(x, weight, bias, padding=weight.shape[2] // 2, groups=weight.shape[0])
 
