@@ -180,12 +180,12 @@ class Page:
         self[name].send_keys(*([Keys.RIGHT if steps > 0 else Keys.LEFT] * abs(steps)))
 
     def click(self, y, x):
-        """The plate at shares of its height and width."""
+        """The map at shares of its height and width."""
         from selenium.webdriver import ActionChains
 
-        plate = self["plate"]
-        shift = round((x - 0.5) * plate.size["width"]), round((y - 0.5) * plate.size["height"])
-        ActionChains(self.driver).move_to_element_with_offset(plate, *shift).click().perform()
+        map = self["map"]
+        shift = round((x - 0.5) * map.size["width"]), round((y - 0.5) * map.size["height"])
+        ActionChains(self.driver).move_to_element_with_offset(map, *shift).click().perform()
 
 
 def test_a_picture_is_chosen_and_its_prediction_appears(browser, page, tmp_path):

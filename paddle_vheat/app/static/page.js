@@ -123,8 +123,8 @@ const block = () => blocksOf(Number(at("stage").value))[Number(at("block").value
 const time = () => model.heat.times[Number(at("time").value)];
 
 function shape() {
-  // Without a picture, the plate has the shape that the model is made for.
-  at("plate").style.aspectRatio = at("under").hidden ? `${model.heat.size[1]} / ${model.heat.size[0]}` : "auto";
+  // Without a picture, the map has the shape that the model is made for.
+  at("map").style.aspectRatio = at("under").hidden ? `${model.heat.size[1]} / ${model.heat.size[0]}` : "auto";
 }
 
 function setStage() {
@@ -219,8 +219,8 @@ function showHeat() {
   at("block").oninput = setBlock;
   at("time").oninput = () => { stop(); spread(); };
   at("play").onclick = play;
-  at("plate").onclick = (event) => {
-    const frame = at("plate").getBoundingClientRect();
+  at("map").onclick = (event) => {
+    const frame = at("map").getBoundingClientRect();
     place.x = Math.min(Math.max((event.clientX - frame.left) / frame.width, 0), 1);
     place.y = Math.min(Math.max((event.clientY - frame.top) / frame.height, 0), 1);
     spread();
