@@ -8,7 +8,7 @@ from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.ops.dct import known_size, size_of
-from paddle_vheat.ops.fold import is_plain
+from paddle_vheat.ops.fold import become, convolve_channels_last, is_plain
 from paddle_vheat.ops.heat import published_normal
 
 Tensor = Any
@@ -36,6 +36,24 @@ class DropPath(nn.Layer):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
+
+
+class ChannelsLastConv2D(nn.Conv2D):
+    """A 3 x 3 convolution with a margin of 1 of a map that is channels last: (B, H, W, C) -> (B, H, W, D)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Conv2D.forward(self, x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1])
+
+    def fast_form(self) -> nn.Layer:
+        return become(self, FastChannelsLastConv2D)
+
+
+class FastChannelsLastConv2D(ChannelsLastConv2D):
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve_channels_last(self, x.transpose([0, 3, 1, 2]))
 
 
 def init_linear(layer: nn.Linear) -> None:

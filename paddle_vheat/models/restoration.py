@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat._paddle import F, nn, paddle
-from paddle_vheat.models.layers import DropPath, init_conv, init_linear
+from paddle_vheat.models.layers import ChannelsLastConv2D, DropPath, init_conv, init_linear
 from paddle_vheat.models.registry import register_model
-from paddle_vheat.models.vheat import check_parameter_count
+from paddle_vheat.models.vheat import MLP, check_parameter_count
 from paddle_vheat.ops import HeatConduction2D
 from paddle_vheat.ops.dct import known_size, size_of
-from paddle_vheat.ops.fold import apply_linear, become, convolve_channels_last, int_pair
+from paddle_vheat.ops.fold import apply_linear, become, int_pair
 from paddle_vheat.ops.heat import FoldedHeatConduction2D, published_normal, resized_embedding
 
 Tensor = Any
@@ -116,26 +116,6 @@ class FastWindowAttention(WindowAttention):
         return apply_linear(layer, x)
 
 
-class MLP(nn.Layer):
-    """C -> hidden -> C with the exact (erf) GELU."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.fc2 = nn.Linear(hidden, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-    def fast_form(self) -> nn.Layer:
-        return become(self, FastMLP)
-
-
-class FastMLP(MLP):
-    def forward(self, x: Tensor) -> Tensor:
-        return apply_linear(self.fc2, F.gelu(apply_linear(self.fc1, x)))
-
-
 class Block(nn.Layer):
     """A mixer and an MLP, each on a residual branch, normalised before it."""
 
@@ -169,7 +149,7 @@ class Group(nn.Layer):
                 [*freq_size, channels], default_initializer=published_normal()
             )
         self.blocks = nn.LayerList(blocks)
-        self.conv = nn.Conv2D(channels, channels, 3, padding=1)
+        self.conv = ChannelsLastConv2D(channels, channels)
 
     def embedding_for(self, x: Tensor) -> Tensor | None:
         """The frequency embedding at the size of the map x (B, H, W, C); None where there is none, or it is folded."""
@@ -177,15 +157,12 @@ class Group(nn.Layer):
             return None
         return resized_embedding(self.frequency_embedding, size_of(x, 1), size_of(x, 2))
 
-    def _convolve(self, x: Tensor) -> Tensor:
-        return self.conv(x).transpose([0, 2, 3, 1])
-
     def forward(self, x: Tensor) -> Tensor:
         embedding = self.embedding_for(x)
         out = x
         for block in self.blocks:
             out = block(out, embedding)
-        return x + self._convolve(out.transpose([0, 3, 1, 2]))
+        return x + self.conv(out)
 
     def fold(self, size: tuple[int, int]) -> None:
         """Make every heat conduction one for maps of ``size``, in place."""
@@ -209,10 +186,6 @@ class FastGroup(Group):
             if paddle.in_dynamic_mode() and not paddle.is_grad_enabled() and x[0].size * len(self.blocks) <= KEPT_VALUES
             else Group.embedding_for(self, x)
         )
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        return convolve_channels_last(self.conv, x)
-
 
 def _pad_by_reflection(x: Tensor, multiple: int) -> Tensor:
     """(B, C, H, W) continued downwards and to the right by reflection, the edge not repeated, to a multiple."""
@@ -271,7 +244,7 @@ class RestorationNet(nn.Layer):
         mean = RGB_MEAN if in_channels == 3 else (0.0,)
         # Not of the state dict: the published checkpoints do not hold it.
         self.register_buffer("mean", paddle.to_tensor(mean).reshape([1, in_channels, 1, 1]), persistable=False)
-        self.conv_first = nn.Conv2D(in_channels, width, 3, padding=1)
+        self.conv_first = ChannelsLastConv2D(in_channels, width)
         self.first_norm = nn.LayerNorm(width, epsilon=1e-5)
         self.groups = nn.LayerList()
         for g, depth in enumerate(depths):
@@ -279,8 +252,8 @@ class RestorationNet(nn.Layer):
             blocks = [Block(make_mixer(i), width, hidden, rate) for i, rate in enumerate(rates)]
             self.groups.append(Group(blocks, width, grid))
         self.norm = nn.LayerNorm(width, epsilon=1e-5)
-        self.conv_after_body = nn.Conv2D(width, width, 3, padding=1)
-        self.conv_last = nn.Conv2D(width, in_channels, 3, padding=1)
+        self.conv_after_body = ChannelsLastConv2D(width, width)
+        self.conv_last = ChannelsLastConv2D(width, in_channels)
         for layer in self.sublayers():
             if isinstance(layer, nn.Linear):
                 init_linear(layer)
@@ -296,12 +269,12 @@ class RestorationNet(nn.Layer):
         if self.multiple > 1:
             image = _pad_by_reflection(image, self.multiple)
         x = (image - self.mean) * self.img_range
-        first = self.conv_first(x)
-        tokens = self.first_norm(first.transpose([0, 2, 3, 1]))
+        first = self.conv_first(x.transpose([0, 2, 3, 1]))
+        tokens = self.first_norm(first)
         for group in self.groups:
             tokens = group(tokens)
-        residual = self.conv_after_body(self.norm(tokens).transpose([0, 3, 1, 2])) + first
-        restored = (x + self.conv_last(residual)) / self.img_range + self.mean
+        residual = self.conv_last(self.conv_after_body(self.norm(tokens)) + first)
+        restored = (x + residual.transpose([0, 3, 1, 2])) / self.img_range + self.mean
         return restored[:, :, :height, :width] if self.multiple > 1 else restored
 
     def fold_for(self, size: tuple[int, int]) -> None:

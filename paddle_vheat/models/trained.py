@@ -1,4 +1,4 @@
-"""vHeat's layers for training on a CPU, where there are kernels for it (:mod:`paddle_vheat.ops.native`).
+"""The models' layers for training on a CPU, where there are kernels for it (:mod:`paddle_vheat.ops.native`).
 
 Each computes what its plain form does, up to rounding; see :func:`paddle_vheat.ops.training.accelerate_training`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from paddle_vheat._paddle import nn
+from paddle_vheat.models.layers import ChannelsLastConv2D
 from paddle_vheat.models.vheat import MLP, Block, Downsample, Stem
 from paddle_vheat.ops import fused
 from paddle_vheat.ops.training import fusible, trained_form
@@ -16,7 +17,15 @@ Tensor = Any
 
 
 def _convolved(convolution: nn.Conv2D, x: Tensor) -> Tensor:
-    return fused.Convolution.apply(x, convolution.weight, convolution.bias)
+    return fused.Convolution.apply(x, convolution.weight, convolution.bias, convolution._stride[0])
+
+
+@trained_form
+class TrainedChannelsLastConv2D(ChannelsLastConv2D):
+    plain_form = ChannelsLastConv2D
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _convolved(self, x) if fusible(x, self) else ChannelsLastConv2D.forward(self, x)
 
 
 @trained_form

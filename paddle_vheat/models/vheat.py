@@ -111,12 +111,13 @@ class FastDownsample(Downsample):
 
 
 class MLP(nn.Layer):
-    """C -> 4C -> C with the exact (erf) GELU; the published weights are of 1x1 convolutions."""
+    """C -> hidden (4C unless said) -> C with the exact (erf) GELU; vHeat's published weights are of 1x1 convolutions."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, hidden: int | None = None) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, 4 * channels)
-        self.fc2 = nn.Linear(4 * channels, channels)
+        hidden = 4 * channels if hidden is None else hidden
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))

@@ -6,6 +6,7 @@ compute again is not kept for the backward pass. All maps are float32 and channe
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from paddle_vheat._paddle import paddle
@@ -13,6 +14,8 @@ from paddle_vheat.ops.heat import _dct_map
 from paddle_vheat.ops.native import run
 
 Tensor = Any
+
+PATCH_VALUES = 2**24  # neighbourhoods of a convolution that are laid out at a time: 64 MiB
 
 
 def _like(x: Tensor) -> Tensor:
@@ -129,40 +132,56 @@ class MLP(paddle.autograd.PyLayer):
 
 
 class Convolution(paddle.autograd.PyLayer):
-    """3 x 3, stride 2, margin 1, of a map (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), D); weight (D, C, 3, 3)."""
+    """3 x 3, margin 1, of a map (B, H, W, C) -> (B, ceil(H/stride), ceil(W/stride), D); weight (D, C, 3, 3)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.needed = needed(x, weight, *([] if bias is None else [bias]))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+        ctx.needed, ctx.stride = needed(x, weight, *([] if bias is None else [bias])), stride
         ctx.save_for_backward(x, weight)
-        batch, height, width, _ = x.shape
-        by_column = weight.reshape([weight.shape[0], -1])
-        patches = Convolution.patches(x)
-        if bias is None:
-            out = paddle.matmul(patches, by_column, transpose_y=True)
-        else:
-            out = paddle.addmm(bias.unsqueeze(0), patches, by_column.t())
-        return out.reshape([batch, (height + 1) // 2, (width + 1) // 2, weight.shape[0]])
-
-    @staticmethod
-    def patches(x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        out = paddle.empty([batch * ((height + 1) // 2) * ((width + 1) // 2), 9 * channels], x.dtype)
-        run("patches", x, batch, height, width, channels, out)
-        return out
+        matrix = weight.transpose([2, 3, 1, 0]).reshape([-1, weight.shape[0]])
+        out = []
+        for part in _parts(x, stride):
+            patches = _patches(part, stride)
+            product = paddle.matmul(patches, matrix) if bias is None else affine(patches, matrix, bias)
+            out.append(product.reshape([part.shape[0], *_strided(x, stride), -1]))
+        return out[0] if len(out) == 1 else paddle.concat(out)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight = ctx.saved_tensor()
-        rows = flat(gradient)
-        of_x = None
-        if ctx.needed[0]:
-            of_x = _like(x)
-            of_patches = paddle.matmul(rows, weight.reshape([weight.shape[0], -1]))
-            run("patches_gradient", of_patches, *x.shape, of_x)
-            del of_patches
-        of_weight = paddle.matmul(rows, Convolution.patches(x), transpose_x=True).reshape(weight.shape)
-        return wanted(ctx, of_x, of_weight, column_sums(rows))
+        filters, channels, stride = *weight.shape[:2], ctx.stride
+        matrix = weight.transpose([0, 2, 3, 1]).reshape([filters, -1])
+        of_parts, of_matrix, start = [], None, 0
+        for part in _parts(x, stride):
+            rows = flat(gradient[start : start + part.shape[0]])
+            start += part.shape[0]
+            if ctx.needed[0]:
+                of_part = _like(part)
+                run("patches_gradient", paddle.matmul(rows, matrix), *part.shape, stride, of_part)
+                of_parts.append(of_part)
+            product = paddle.matmul(rows, _patches(part, stride), transpose_x=True)
+            of_matrix = product if of_matrix is None else of_matrix + product
+        of_weight = of_matrix.reshape([filters, 3, 3, channels]).transpose([0, 3, 1, 2])
+        of_x = None if not of_parts else of_parts[0] if len(of_parts) == 1 else paddle.concat(of_parts)
+        return wanted(ctx, of_x, of_weight, column_sums(flat(gradient)))
+
+
+def _strided(x: Tensor, stride: int) -> list[int]:
+    return [(side + stride - 1) // stride for side in x.shape[1:3]]
+
+
+def _parts(x: Tensor, stride: int) -> list[Tensor]:
+    """The samples of a map in parts whose neighbourhoods take up to 64 MiB, if one sample's do."""
+    values = 9 * x.shape[3] * math.prod(_strided(x, stride))
+    count = max(1, PATCH_VALUES // values)
+    return [x] if count >= x.shape[0] else [x[i : i + count] for i in range(0, x.shape[0], count)]
+
+
+def _patches(x: Tensor, stride: int) -> Tensor:
+    """The neighbourhood of every stride-th pixel, (N, 9 * C)."""
+    out = paddle.empty([x.shape[0] * math.prod(_strided(x, stride)), 9 * x.shape[3]], x.dtype)
+    run("patches", x, *x.shape, stride, out)
+    return out
 
 
 class HeatConduction(paddle.autograd.PyLayer):

@@ -309,39 +309,39 @@ void depthwise_gradient(const float *restrict gradient, const float *restrict x,
     end_sums(sums, 10 * C, sums_out);
 }
 
-/* Neighbourhoods 3 x 3, stride 2, margin 1, of x (B, H, W, C): (B * ceil(H/2) * ceil(W/2), C * 9). */
-void patches(const float *restrict x, n_t B, n_t H, n_t W, n_t C, float *restrict out) {
-    n_t rows = (H + 1) / 2, columns = (W + 1) / 2;
+/* Neighbourhoods 3 x 3, margin 1, every S-th in both directions, of x (B, H, W, C): (B * ceil(H/S) * ceil(W/S), 9 * C). */
+void patches(const float *restrict x, n_t B, n_t H, n_t W, n_t C, n_t S, float *restrict out) {
+    n_t rows = (H + S - 1) / S, columns = (W + S - 1) / S;
     float *zeros = calloc((size_t)C, sizeof(float));
     _Pragma("omp parallel for schedule(static)") for (n_t r = 0; r < B * rows; r++) {
-        n_t row = r / rows * H + r % rows * 2;
+        n_t row = r / rows * H + r % rows * S;
         for (n_t w = 0; w < columns; w++) {
             const float *a[9];
-            float *o = out + (r * columns + w) * C * 9;
-            neighbours(x, zeros, row, 2 * w, H, W, C, a);
-            for (n_t c = 0; c < C; c++)
-                for (int k = 0; k < 9; k++) o[c * 9 + k] = a[k][c];
+            float *o = out + (r * columns + w) * 9 * C;
+            neighbours(x, zeros, row, S * w, H, W, C, a);
+            for (int k = 0; k < 9; k++) memcpy(o + k * C, a[k], (size_t)C * sizeof(float));
         }
     }
     free(zeros);
 }
 
 /* Its transpose: the sum, at every pixel, over the neighbourhoods that it is in. */
-void patches_gradient(const float *restrict gradient, n_t B, n_t H, n_t W, n_t C, float *restrict of_x) {
-    n_t rows = (H + 1) / 2, columns = (W + 1) / 2;
+void patches_gradient(const float *restrict gradient, n_t B, n_t H, n_t W, n_t C, n_t S, float *restrict of_x) {
+    n_t rows = (H + S - 1) / S, columns = (W + S - 1) / S;
     _Pragma("omp parallel for schedule(static)") for (n_t row = 0; row < B * H; row++) {
         n_t b = row / H, h = row % H;
         memset(of_x + row * W * C, 0, (size_t)(W * C) * sizeof(float));
         for (int i = 0; i < 3; i++) {
-            if ((h - i + 1) % 2 || h - i + 1 < 0 || (h - i + 1) / 2 >= rows) continue;
-            const float *line = gradient + (b * rows + (h - i + 1) / 2) * columns * C * 9;
+            n_t above = h - i + 1; /* the row in whose neighbourhood this one is, if there is one */
+            if (above % S || above < 0 || above / S >= rows) continue;
+            const float *line = gradient + (b * rows + above / S) * columns * 9 * C;
             for (n_t w = 0; w < columns; w++)
                 for (int j = 0; j < 3; j++) {
-                    n_t column = 2 * w + j - 1;
+                    n_t column = S * w + j - 1;
                     if (column < 0 || column >= W) continue;
                     float *o = of_x + (row * W + column) * C;
-                    const float *g = line + w * C * 9 + 3 * i + j;
-                    for (n_t c = 0; c < C; c++) o[c] += g[c * 9];
+                    const float *g = line + (9 * w + 3 * i + j) * C;
+                    SIMD for (n_t c = 0; c < C; c++) o[c] += g[c];
                 }
         }
     }
