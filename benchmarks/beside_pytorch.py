@@ -124,6 +124,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["vheat_tiny"])
     parser.add_argument("--inference", nargs="*", default=["224x1", "224x4", "768x1"], metavar="SIZExBATCH")
     parser.add_argument("--training", nargs="*", default=["224x4"], metavar="SIZExBATCH")
+    parser.add_argument(
+        "--forms", nargs="+", choices=inference.RUNTIMES, default=inference.RUNTIMES, help="of inference"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--no_compile", action="store_true", help="leave out torch.compile, which needs a C++ compiler")
@@ -142,7 +145,7 @@ def main() -> None:
             for text in sizes:
                 size, batch = (int(part) for part in text.split("x"))
                 job = {"model": model, "size": size, "batch": batch, "train": train, "threads": args.threads}
-                ours = ("ours",) if train else inference.RUNTIMES
+                ours = ("ours",) if train else tuple(args.forms)
                 rows = compare({**job, "least": 2.0}, (*pytorch, *ours), args.rounds)
                 best = min(rows[form]["seconds"] for form in pytorch if form in rows)
                 print(f"\n{model}, {'training step' if train else 'inference'}, {size} x {size}, batch {batch}")

@@ -1,11 +1,13 @@
-"""How cost grows with the image: vHeat-B beside Swin-B, and the heat conduction operator beside softmax attention.
+"""How cost grows with the image: vHeat beside Swin, and the heat conduction operator beside softmax attention.
 
-    python benchmarks/resolution.py [--json FILE] [--plot FILE]
+    python benchmarks/resolution.py [--variant B] [--json FILE] [--plot FILE]
 
-The backbones run in evaluation in the same Paddle (dynamic graph, float32, batch 1), vHeat folded for each size. Swin-B
+The backbones run in evaluation in the same Paddle (dynamic graph, float32, batch 1), vHeat folded for each size. Swin
 is PaddleSeg's, with windows of 7 x 7 at every size and with windows that grow with the image (7 at 224, 24 at 768), so
-that they see the same part of it. Each measurement has a process of its own. The exponent is that of a power law in
-the number of pixels, fitted over all sizes. Memory is what Paddle allocates beyond the weights.
+that they see the same part of it; these up to ``--growing`` pixels a side only, since their attention grows as the
+square. Each measurement has a process of its own. The exponent is that of a power law in the number of pixels, fitted
+over all sizes that were measured. Memory is what Paddle allocates beyond the weights. PyTorch's vHeat at these sizes:
+``make bench-torch ARGS="--inference 224x1 2048x1 --training --forms 'dynamic graph'"``.
 """
 
 from __future__ import annotations
@@ -23,23 +25,28 @@ import _common as common  # noqa: E402
 
 from paddle_vheat._paddle import F, paddle  # noqa: E402
 
-SIZES = [224, 384, 512, 768, 1024]
-MODELS = ("vHeat-B", "Swin-B", "Swin-B, growing")
+SIZES = [224, 384, 512, 768, 1024, 1536, 2048]
 OPERATORS = ("heat conduction", "softmax attention")
 POSITIONS = [14, 28, 56, 96, 128]  # side of the map
-SWIN_BASE = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
+SWIN = {
+    "T": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]},
+    "B": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]},
+}
+VHEAT = {"T": "vheat_tiny", "B": "vheat_base"}
+GROWING = ", growing windows"
 CHANNELS, HEADS = 128, 4  # of the first stage of both
 
 
 def build(name: str, size: int) -> Any:
-    if name == "vHeat-B":
+    family, variant = name.removesuffix(GROWING).split("-")
+    if family == "vHeat":
         from paddle_vheat.models import create_model
 
-        return create_model("vheat_base", img_size=size).fold(size).backbone
+        return create_model(VHEAT[variant], img_size=size).fold(size).backbone
     from paddleseg.models.backbones.swin_transformer import SwinTransformer
 
     # Windows that grow divide the last map, as in Swin's own models for 384 (window 12).
-    model = SwinTransformer(**SWIN_BASE, window_size=7 if name == "Swin-B" else size // 32)
+    model = SwinTransformer(**SWIN[variant], window_size=size // 32 if name.endswith(GROWING) else 7)
     model.eval()
     return model
 
@@ -92,13 +99,15 @@ def measure_operator(job: dict[str, Any]) -> dict[str, float]:
 
 def table(title: str, names: Sequence[str], key: str, points: list[int], found: dict[str, Any]) -> dict[str, Any]:
     """Print one quantity of ours (the first) and its competitors over the sizes, with ratios and fitted exponents."""
-    values = {name: [found[f"{name} {point}"][key] for point in points] for name in names}
-    print(f"\n{title}, and how many times ours\n{'size':>6}" + "".join(f"{name:>26}" for name in names))
-    for i, point in enumerate(points):
-        cells = [f"{values[name][i]:>18.1f} ({values[name][i] / values[names[0]][i]:>4.2f})" for name in names]
-        print(f"{point:>6}" + "".join(f"{cell:>26}" for cell in cells))
-    exponents = {n: common.fitted_exponent([p * p for p in points], values[n]) for n in names}
-    print(f"{'growth':>6}" + "".join(f"{f'pixels^{exponents[name]:.2f}':>26}" for name in names))
+    rows = {name: {p: found[f"{name} {p}"][key] for p in points if f"{name} {p}" in found} for name in names}
+    print(f"\n{title}, and how many times ours\n| | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
+    for point in points:
+        ours = rows[names[0]][point]
+        cells = [f"{row[point]:.1f} ({row[point] / ours:.2f}x)" if point in row else "" for row in rows.values()]
+        print(f"| {point} | {' | '.join(cells)} |")
+    exponents = {n: common.fitted_exponent([p * p for p in row], list(row.values())) for n, row in rows.items()}
+    print(f"| grows as pixels to the power | {' | '.join(f'{e:.2f}' for e in exponents.values())} |")
+    values = {name: list(row.values()) for name, row in rows.items()}  # the first of ``sizes``, where there are fewer
     return {"sizes": points, **values, "exponents": exponents}
 
 
@@ -111,7 +120,7 @@ def draw(path: str, tables: dict[str, dict[str, Any]]) -> None:
     figure, axes = pyplot.subplots(1, len(tables), figsize=(4.2 * len(tables), 4))
     for axis, (title, rows) in zip(axes, tables.items()):
         for name, exponent in rows["exponents"].items():
-            axis.plot(rows["sizes"], rows[name], marker="o", label=f"{name} (pixels^{exponent:.2f})")
+            axis.plot(rows["sizes"][: len(rows[name])], rows[name], marker="o", label=f"{name} (pixels^{exponent:.2f})")
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xticks(rows["sizes"], [str(size) for size in rows["sizes"]])
@@ -127,6 +136,8 @@ def draw(path: str, tables: dict[str, dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=list(VHEAT), default="B")
+    parser.add_argument("--growing", type=int, default=1024, help="largest side with growing windows; default 1024")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="sides of the image in pixels")
     parser.add_argument("--positions", nargs="+", type=int, default=POSITIONS, help="sides of the operators' map")
     parser.add_argument("--json", metavar="FILE")
@@ -141,17 +152,18 @@ def main() -> None:
     limit = common.matmul_limit()
     print(f"matrix-product limit: {limit:.0f} GFLOP/s")
     found = {}
+    models = tuple(f"{name}-{args.variant}{kind}" for name, kind in (("vHeat", ""), ("Swin", ""), ("Swin", GROWING)))
     for size in args.sizes:
-        for name in MODELS:
+        for name in models[: 3 if size <= args.growing else 2]:
             found[f"{name} {size}"] = common.in_own_process(__file__, {"name": name, "size": size})
     for side in args.positions:
         for name in OPERATORS:
             found[f"{name} {side}"] = common.in_own_process(__file__, {"name": name, "side": side})
     tables = {
-        "backbone, milliseconds": table("backbone, milliseconds per image", MODELS, "ms", args.sizes, found),
-        "backbone, Gmult-adds": table("backbone, multiply-adds, billions", MODELS, "gmacs", args.sizes, found),
+        "backbone, milliseconds": table("backbone, milliseconds per image", models, "ms", args.sizes, found),
+        "backbone, Gmult-adds": table("backbone, multiply-adds, billions", models, "gmacs", args.sizes, found),
         "backbone, activations MiB": table(
-            "backbone, peak memory beyond the weights, MiB", MODELS, "activations_mib", args.sizes, found
+            "backbone, peak memory beyond the weights, MiB", models, "activations_mib", args.sizes, found
         ),
         "one operator, milliseconds": table(
             f"one token mixer of {CHANNELS} channels, milliseconds", OPERATORS, "ms", args.positions, found

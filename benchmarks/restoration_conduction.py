@@ -132,7 +132,9 @@ def print_table(runs: list[dict[str, Any]]) -> None:
         if mine:
             scores = [", ".join(f"{r['psnr'][kind]:.2f}" for r in mine) for kind in ("restored", "k=0")]
             groups = [
-                ", ".join(f"{statistics.mean(values):.3f}" for values in zip(*([g[key] for g in r["groups"]] for r in mine)))
+                ", ".join(
+                    f"{statistics.mean(values):.3f}" for values in zip(*([g[key] for g in r["groups"]] for r in mine))
+                )
                 for key in ("k_mean", "k_zero_share")
             ]
             print(f"| {name} | {' | '.join([*scores, *groups])} |")

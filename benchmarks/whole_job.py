@@ -114,7 +114,11 @@ def processes(folder: Path) -> dict[str, float]:
     threads = len(os.sched_getaffinity(0))
     rates = {}
     for count in (1, 2):
-        launcher = [] if count == 1 else ["-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
+        launcher = (
+            []
+            if count == 1
+            else ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", str(folder / "log")]
+        )
         command = [
             sys.executable, *launcher, "train.py", "--config", "configs/demo.yml", "--device", "cpu", "--iters", "60",
             "--save_interval", "60", "--log_iters", "20", "--save_dir", str(folder / f"{count}"), "--opts",
