@@ -1,6 +1,6 @@
 """Does conduction earn its place in denoising? A small vHeatIR trained in several ways, each with and without its k.
 
-    python benchmarks/restoration_conduction.py --train data/BSD400 --val data/Set12 --save_dir output/conduction --json FILE
+    python benchmarks/restoration_conduction.py --train data/BSD400 --val data/Set12 --json FILE
 
 All see the same number of pixels, in the same number of iterations. Finished runs in ``--save_dir`` are kept, and one
 that was killed begins anew. Each way is one answer to "k starts near 0, and nothing makes it grow".
@@ -131,13 +131,10 @@ def print_table(runs: list[dict[str, Any]]) -> None:
         mine = [r for r in runs if r["way"] == name]
         if mine:
             scores = [", ".join(f"{r['psnr'][kind]:.2f}" for r in mine) for kind in ("restored", "k=0")]
-            groups = [
-                ", ".join(
-                    f"{statistics.mean(values):.3f}" for values in zip(*([g[key] for g in r["groups"]] for r in mine))
-                )
-                for key in ("k_mean", "k_zero_share")
-            ]
-            print(f"| {name} | {' | '.join([*scores, *groups])} |")
+            for key in ("k_mean", "k_zero_share"):
+                by_group = zip(*([group[key] for group in r["groups"]] for r in mine))
+                scores.append(", ".join(f"{statistics.mean(values):.3f}" for values in by_group))
+            print(f"| {name} | {' | '.join(scores)} |")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py [--root ANOTHER_CHECKOUT]
 
-One thread, the lowest of ``--rounds`` in turns; the first round, which compiles Python files and kernels, does not count.
+One thread, the lowest of ``--rounds`` in turns; the first, which compiles Python files and kernels, does not count.
 Reads data/street_scenes (`make demo` writes it) and configs/demo*.yml of the checkout.
 """
 
@@ -43,7 +43,8 @@ def jobs(root: Path, out: str) -> dict[str, list[str]]:
         "train.py, digits, first step": ["train.py", *digits, "--save_dir", f"{out}/digits", *ONE_STEP],
         "train.py, segmentation, first step": ["train.py", *demo, "--save_dir", f"{out}/demo", *ONE_STEP],
         "predict.py, segmentation, one picture": [
-            "predict.py", *demo, "--model_path", weights, "--image_path", str(scenes[0]), "--save_dir", f"{out}/pictures",
+            "predict.py", *demo, "--model_path", weights, "--image_path", str(scenes[0]),
+            "--save_dir", f"{out}/pictures",
         ],
     }  # fmt: skip
 

@@ -111,7 +111,7 @@ class FastDownsample(Downsample):
 
 
 class MLP(nn.Layer):
-    """C -> hidden (4C unless said) -> C with the exact (erf) GELU; vHeat's published weights are of 1x1 convolutions."""
+    """C -> hidden (4C unless said) -> C with the exact (erf) GELU; the published weights are of 1x1 convolutions."""
 
     def __init__(self, channels: int, hidden: int | None = None) -> None:
         super().__init__()
