@@ -187,6 +187,7 @@ class FastGroup(Group):
             else Group.embedding_for(self, x)
         )
 
+
 def _pad_by_reflection(x: Tensor, multiple: int) -> Tensor:
     """(B, C, H, W) continued downwards and to the right by reflection, the edge not repeated, to a multiple."""
     for axis in (2, 3):
