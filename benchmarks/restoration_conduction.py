@@ -107,7 +107,7 @@ def run(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     folder = Path(args.save_dir) / f"{list(WAYS).index(name)}-{seed}"
     result = folder / "result.json"
     if not result.is_file():
-        task = Way(args, name)
+        task: Any = Way(args, name)
         options = TrainOptions(
             iters=args.iters, save_interval=args.iters, save_dir=str(folder), seed=seed, log_iters=100,
             resume_model="auto", keep_checkpoint_max=1,

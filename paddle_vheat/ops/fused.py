@@ -149,9 +149,11 @@ class Convolution(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight = ctx.saved_tensor()
-        filters, channels, stride = *weight.shape[:2], ctx.stride
+        stride: int = ctx.stride
+        filters, channels = weight.shape[:2]
         matrix = weight.transpose([0, 2, 3, 1]).reshape([filters, -1])
-        of_parts, of_matrix, start = [], None, 0
+        of_matrix = paddle.zeros_like(matrix)
+        of_parts, start = [], 0
         for part in _parts(x, stride):
             rows = flat(gradient[start : start + part.shape[0]])
             start += part.shape[0]
@@ -159,8 +161,7 @@ class Convolution(paddle.autograd.PyLayer):
                 of_part = _like(part)
                 run("patches_gradient", paddle.matmul(rows, matrix), *part.shape, stride, of_part)
                 of_parts.append(of_part)
-            product = paddle.matmul(rows, _patches(part, stride), transpose_x=True)
-            of_matrix = product if of_matrix is None else of_matrix + product
+            of_matrix = of_matrix + paddle.matmul(rows, _patches(part, stride), transpose_x=True)
         of_weight = of_matrix.reshape([filters, 3, 3, channels]).transpose([0, 3, 1, 2])
         of_x = None if not of_parts else of_parts[0] if len(of_parts) == 1 else paddle.concat(of_parts)
         return wanted(ctx, of_x, of_weight, column_sums(flat(gradient)))
