@@ -109,8 +109,8 @@ def test_what_is_in_int8(fixed):
             assert values[weight.input[0]].dtype == np.int8
             assert values[weight.input[1]].size > 1  # a scale for each channel
             dense += 1
-    # Each of four blocks has two transforms to the frequencies and two back, and four linear layers beside `to_k`, which
-    # is part of the folded decay; the others are the classifier's head, two convolutions of the stem, three between.
+    # Each of four blocks has two transforms to the frequencies and two back, and four linear layers beside to_k, which
+    # is part of the folded decay. The others: the head, two convolutions of the stem and three between the stages.
     assert (transforms, dense) == (4 * 4, 4 * 4 + 1 + 2 + 3)
     assert sum(is_transform(value) for value in constants(before).values()) > 0
 
