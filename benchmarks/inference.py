@@ -34,11 +34,11 @@ from paddle_vheat.deploy import runtimes  # noqa: E402
 from paddle_vheat.deploy.scores import signature  # noqa: E402
 from paddle_vheat.engine.task import Program  # noqa: E402
 from paddle_vheat.export.onnx import convert_to_onnx  # noqa: E402
-from paddle_vheat.export.parity import ONEDNN, ONNX, PADDLE  # noqa: E402
+from paddle_vheat.export.parity import ONEDNN, ONNX, OPENVINO, PADDLE  # noqa: E402
 from paddle_vheat.export.program import save_program  # noqa: E402
 from paddle_vheat.models import create_model  # noqa: E402
 
-RUNTIMES = ("dygraph", PADDLE, ONEDNN, ONNX)
+RUNTIMES = ("dygraph", PADDLE, ONEDNN, ONNX, *((OPENVINO,) if runtimes.is_installed("openvino") else ()))
 
 
 def runner(model: Any, images: Any, runtime: str, threads: int, folder: Path) -> Callable[[], Any] | None:
@@ -57,9 +57,10 @@ def runner(model: Any, images: Any, runtime: str, threads: int, folder: Path) ->
     takes = signature("none", expected.shape[1], tuple(array.shape), per_pixel=False)
     files = save_program(Program(model, *takes), folder)
     try:
-        if runtime == ONNX:
+        if runtime in (ONNX, OPENVINO):
             convert_to_onnx(*files, folder / "model.onnx", *takes)
-            run = runtimes.load_onnx(folder / "model.onnx", takes, threads=threads)
+            load = runtimes.load_onnx if runtime == ONNX else runtimes.load_openvino
+            run = load(folder / "model.onnx", takes, threads=threads)
         else:
             onednn = next(key for key, name in runtimes.ONEDNN_NAMES.items() if name == runtime)
             run = runtimes.load_paddle(*files, takes, onednn=onednn, threads=threads)

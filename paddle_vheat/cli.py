@@ -317,14 +317,23 @@ def export_parser() -> argparse.ArgumentParser:
         help="-1 for what is decided at run time; default: -1 C -1 -1, C being the model's, most often 3",
     )
     parser.add_argument("--format", choices=("paddle", "onnx", "both"), default="paddle", help="default paddle")
+    text = "write an int8 ONNX model too, calibrated on validation images; its accuracy and speed are printed"
+    parser.add_argument("--quantize", choices=("int8",), help=text)
+    text = "for --quantize: how many validation images; default 64"
+    parser.add_argument("--calibration_images", type=int, metavar="N", help=text)
     return parser
 
 
 def _export(args: argparse.Namespace, flags: TaskFlags) -> int:
     _start_paddle(args)
     from paddle_vheat.engine.data_check import Report
-    from paddle_vheat.export import export_model, parse_input_shape
+    from paddle_vheat.export import Quantization, export_model, parse_input_shape
+    from paddle_vheat.export.quantize import CALIBRATION_IMAGES
 
+    if args.calibration_images is not None and (args.quantize is None or args.calibration_images < 1):
+        raise UserError(
+            f"--calibration_images {args.calibration_images}: expected at least 1, and --quantize int8 with it"
+        )
     check_folder(args.save_dir, "--save_dir")
     report = Report()
     task = _make_task(args, flags, report)
@@ -332,7 +341,8 @@ def _export(args: argparse.Namespace, flags: TaskFlags) -> int:
     model = _trained_model(task, args, report)
     report.close()
     spec = task.export_spec(model, shape, args)
-    export_model(spec, task.name, args.save_dir, shape, functools.partial(print, flush=True), args.format)
+    how = Quantization(task, args.calibration_images or CALIBRATION_IMAGES) if args.quantize else None
+    export_model(spec, task.name, args.save_dir, shape, functools.partial(print, flush=True), args.format, how)
     print(f"written and checked: {args.save_dir} ({', '.join(sorted(os.listdir(args.save_dir)))})")
     return 0
 

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 def add_options(parser: argparse.ArgumentParser, text: str) -> None:
     """Add ``--exported``, which ``text`` explains, and what goes with it."""
     parser.add_argument("--exported", metavar="FOLDER", type=user_path, help=text)
-    parser.add_argument("--runtime", choices=("auto", "paddle", "onnx"), help="for --exported; default auto")
+    parser.add_argument(
+        "--runtime", choices=("auto", "paddle", "onnx", "openvino"), help="for --exported; default auto"
+    )
+    text = "for --exported: fp32 (default), int8 (an export with --quantize int8), bf16 (OpenVINO), fp16 (a GPU)"
+    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16", "int8"), help=text)
     parser.add_argument("--threads", type=int, help="for --exported; default all cores")
 
 
@@ -28,8 +32,8 @@ def check_options(args: argparse.Namespace, unused: Iterable[str]) -> None:
         unused: names of options that an exported model leaves no use for.
     """
     if args.exported is None:
-        if args.runtime is not None or args.threads is not None:
-            raise UserError("--runtime and --threads are for --exported, which is not given")
+        if (args.runtime, args.threads, args.precision) != (None, None, None):
+            raise UserError("--runtime, --threads and --precision are for --exported, which is not given")
         return
     given = [f"--{name}" for name in unused if getattr(args, name) not in (None, False, [])]
     if given:
@@ -42,7 +46,8 @@ def make_predictor(args: argparse.Namespace, device: str) -> Predictor:
     """The exported model, and a line that says what runs it."""
     from paddle_vheat.deploy import Predictor
 
-    predictor = Predictor(args.exported, args.runtime or "auto", args.threads, device=device)
+    precision = args.precision or "fp32"
+    predictor = Predictor(args.exported, args.runtime or "auto", args.threads, device=device, precision=precision)
     print(f"{args.exported}: {predictor.runtime}", flush=True)
     return predictor
 

@@ -59,7 +59,8 @@ class Description:
         min_size: smallest height and width in pixels that the model takes.
         options: what the task's processor needs to know; :meth:`read` checks them.
         options_at: where they are in the file, for messages.
-        model, params, onnx: file names of the Paddle and ONNX programs, by the program's name.
+        model, params, onnx, int8: file names of the Paddle and ONNX programs and of the quantised ONNX programs, by the
+            program's name.
         programs: signatures of what was exported, by the program's name; {} in exports of before there were several.
         onednn: how much of oneDNN gave the right results when the export was checked: "full", "reduced" or "off".
         checked_on: versions of the runtimes that the export was checked with, by package name.
@@ -75,6 +76,7 @@ class Description:
     model: Mapping[str, str]
     params: Mapping[str, str]
     onnx: Mapping[str, str]
+    int8: Mapping[str, str]
     programs: Mapping[str, str]
     onednn: str
     checked_on: Mapping[str, str]
@@ -108,6 +110,7 @@ class _Deploy:
     model: Mapping[str, str] = option(dict, {})
     params: Mapping[str, str] = option(dict, {})
     onnx: Mapping[str, str] = option(dict, {})
+    int8: Mapping[str, str] = option(dict, {})
     opset: int | None = option(int, None)
     min_size: int = option(int, 1, min=1, max=MAX_PIXELS)
     onednn: str = option(str, "off", choices=tuple(ONEDNN_NAMES))
@@ -153,7 +156,7 @@ def _error(path: Path, problems: Sequence[str]) -> ConfigError:
 def _in_this_layout(block: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """The block with every file under its program's name, and the task's options in one block; where that is from."""
     block = dict(block)
-    for key in ("model", "params", "onnx"):
+    for key in ("model", "params", "onnx", "int8"):
         if isinstance(block.get(key), str):
             block[key] = {"model": block[key]}
     if isinstance(block.get("onednn"), bool):  # of before there was a reduced one, or `off` without quotes
@@ -183,7 +186,7 @@ def size_problem(shape: Iterable[int]) -> str:
 
 def _file_problems(path: Path, deploy: _Deploy) -> list[str]:
     problems = []
-    for key in ("model", "params", "onnx"):
+    for key in ("model", "params", "onnx", "int8"):
         for name in getattr(deploy, key).values():
             # The file may come from anywhere: it may name nothing outside its folder.
             if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
@@ -192,6 +195,8 @@ def _file_problems(path: Path, deploy: _Deploy) -> list[str]:
                 problems.append(f"'Deploy.{key}' names {short(name)}, and there is no such file beside it")
     if deploy.model.keys() != deploy.params.keys():
         problems.append("'Deploy.model' and 'Deploy.params' belong together, and one is missing")
+    if deploy.int8 and deploy.int8.keys() != deploy.onnx.keys():
+        problems.append("'Deploy.int8' must have a file for each program of 'Deploy.onnx', and no other")
     if not deploy.model and not deploy.onnx:
         problems.append("names no model: neither 'Deploy.model' nor 'Deploy.onnx'")
     return problems

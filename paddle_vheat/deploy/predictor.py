@@ -17,7 +17,7 @@ from paddle_vheat.deploy.processor import Outputs, Prediction, Processor, make_p
 from paddle_vheat.deploy.writing import list_images
 from paddle_vheat.errors import UserError
 
-RUNTIMES = ("auto", "paddle", "onnx")
+RUNTIMES = ("auto", "paddle", "onnx", "openvino")
 
 
 class Predictor:
@@ -27,20 +27,23 @@ class Predictor:
 
     Args:
         folder: what ``export.py`` wrote.
-        runtime: "paddle", "onnx", or "auto": ONNX Runtime if the folder has an ONNX model and it is installed, else
-            Paddle Inference. With Paddle on a CPU, oneDNN, full or reduced, is used only if the export was checked with
-            it, on the version of Paddle that is installed, and found right.
+        runtime: "paddle", "onnx", "openvino" (for an ONNX model that was checked with it when it was exported), or
+            "auto": ONNX Runtime if the folder has an ONNX model and it is installed, else Paddle Inference. With Paddle
+            on a CPU, oneDNN, full or reduced, is used only if the export was checked with it, on the version of Paddle
+            that is installed, and found right.
         threads: of the CPU for one call; default all cores.
         device: "cpu", "gpu" or "gpu:1". GPUs were not run by us.
-        precision: "fp32" or, on a GPU, "fp16".
+        precision: "fp32"; on a GPU "fp16"; on the CPU "int8" (ONNX Runtime or OpenVINO, of an export with a quantised
+            model) or "bf16" (OpenVINO). All but "fp32" change the results.
         tensorrt: True, or a dict of options, as the runtime documents them; GPU only.
         resize: what an export of fixed size does with an image that has another size after the transforms: True
             brings it to that size, as the task does it, and the result back, False makes it an error.
 
     Attributes:
         description: the contents of ``deploy.yaml``.
-        runtime: what runs: "Paddle Inference", "Paddle Inference oneDNN", "Paddle Inference oneDNN reduced" or "ONNX
-            Runtime".
+        programs: what runs, by name: functions from arrays to arrays by name.
+        runtime: what runs: "Paddle Inference", "Paddle Inference oneDNN", "Paddle Inference oneDNN reduced", "ONNX
+            Runtime" or "OpenVINO", and the precision if it is not "fp32".
 
     Raises:
         FileNotFoundError: if the folder or a file in it is missing.
@@ -65,11 +68,16 @@ class Predictor:
         self._resize = resize
         self._processor = make_processor(self.description)
         self._lock = threading.Lock()
-        chosen = choose_runtime(self.description, runtime, device)
+        chosen = choose_runtime(self.description, runtime, device, precision)
         onednn = safe_onednn(self.description) if chosen == "paddle" and device == "cpu" else "off"
-        self.runtime = runtimes.ONNX_NAME if chosen == "onnx" else runtimes.ONEDNN_NAMES[onednn]
+        names = {
+            "onnx": runtimes.ONNX_NAME,
+            "openvino": runtimes.OPENVINO_NAME,
+            "paddle": runtimes.ONEDNN_NAMES[onednn],
+        }
+        self.runtime = names[chosen] + (f" {precision}" if precision != "fp32" else "")
         options: dict[str, Any] = {"device": device, "precision": precision, "tensorrt": tensorrt, "threads": threads}
-        self._programs = runtimes.load_programs(
+        self.programs = runtimes.load_programs(
             self.description, self._processor.programs, chosen, onednn=onednn, **options
         )
 
@@ -137,6 +145,10 @@ class Predictor:
         for name, image in tqdm(items, total=total, desc="predicting", unit="img", disable=shown):
             yield name, self.predictions([image])[0]
 
+    def run(self, batch: np.ndarray) -> Outputs:
+        """The outputs for prepared inputs, float32 (N, C, H, W), as the model takes them."""
+        return self._processor.run(self.programs, batch)
+
     def _outputs(self, prepared: Sequence[tuple[np.ndarray, Any]]) -> list[tuple[Outputs, Any]]:
         if not prepared:
             return []
@@ -156,7 +168,7 @@ class Predictor:
         for start in range(0, len(batch), size):
             part = batch[start : start + size]
             filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-            outputs = self._processor.run(self._programs, filled)
+            outputs = self.run(filled)
             yield from ({name: output[i] for name, output in outputs.items()} for i in range(len(part)))
 
 
@@ -189,14 +201,29 @@ def fitted(
     return processor.fit(array, size, context)
 
 
-def choose_runtime(description: Description, wanted: str, device: str = "cpu") -> str:
-    """ "paddle" or "onnx" for what is asked for, what is exported and what is installed."""
+def choose_runtime(description: Description, wanted: str, device: str = "cpu", precision: str = "fp32") -> str:
+    """ "paddle", "onnx" or "openvino" for what is asked for, what is exported and what is installed."""
     if wanted not in RUNTIMES:
         raise UserError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {wanted!r}")
     exported = [name for name, files in (("onnx", description.onnx), ("paddle", description.model)) if files]
-    folder, packages = description.path.parent, {"onnx": "onnxruntime", "paddle": "paddle"}
-    if wanted != "auto" and wanted not in exported:
-        raise UserError(f"{folder}: holds no {wanted} model, only {exported[0]}; export with --format {wanted} or both")
+    folder = description.path.parent
+    packages = {"onnx": "onnxruntime", "paddle": "paddle", "openvino": "openvino"}
+    kind = "onnx" if wanted == "openvino" else wanted
+    if wanted != "auto" and kind not in exported:
+        raise UserError(f"{folder}: holds no {kind} model, only {exported[0]}; export with --format {kind} or both")
+    if precision == "bf16" and wanted != "openvino":
+        raise UserError(f"precision 'bf16': expected runtime='openvino' with it, got {wanted!r}")
+    if precision == "int8":
+        if wanted == "paddle":
+            raise UserError("precision 'int8': expected runtime='onnx' or 'openvino' with it, got 'paddle'")
+        if not description.int8:
+            raise UserError(f"{folder}: holds no int8 model; export with --format onnx --quantize int8")
+        exported = ["onnx"]
+    if wanted == "openvino" and "openvino" not in description.checked_on:
+        raise UserError(
+            f"{folder}: was not checked with OpenVINO, or found wrong; install openvino and export again, or use "
+            "runtime='onnx'"
+        )
     candidates = exported if wanted == "auto" else [wanted]
     installed = [name for name in candidates if runtimes.is_installed(packages[name])]
     if not installed:

@@ -1,4 +1,4 @@
-"""Paddle Inference and ONNX Runtime behind one face: a function from arrays to arrays by name.
+"""Paddle Inference, ONNX Runtime and OpenVINO behind one face: a function from arrays to arrays by name.
 
 The options for GPUs and TensorRT are written from the libraries' documentation and were not run by us.
 """
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Run = Callable[..., dict[str, np.ndarray]]
 """Input arrays in order -> outputs by name."""
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+ON_CPU_ONLY = ("bf16", "int8")
 # How much of oneDNN, and what Paddle Inference is called with it.
 ONEDNN_NAMES = {
     "off": "Paddle Inference",
@@ -37,6 +38,7 @@ ONEDNN_LEFT_OUT = ("onednn_placement_pass", "operator_reshape_onednn_fuse_pass",
 MAX_THREADS = 256  # where there are fewer processors: a million is a mistake that takes all memory
 GPU_MEMORY_MB = 500  # Paddle's first allocation; it grows
 ONNX_NAME = "ONNX Runtime"
+OPENVINO_NAME = "OpenVINO"
 ONNX_ERRORS_ONLY = 3
 _ONNX_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 
@@ -57,8 +59,10 @@ def check_options(device: str, precision: str, tensorrt: bool | dict[str, Any], 
     if not isinstance(tensorrt, (bool, dict)):
         raise UserError(f"tensorrt: expected True, False or a dict of options, got {tensorrt!r}")
     wants_tensorrt = tensorrt is not False
-    if gpu is None and (wants_tensorrt or precision != "fp32"):
-        raise UserError("tensorrt and precision are for GPUs; give device='gpu' as well")
+    if gpu is None and (wants_tensorrt or precision == "fp16"):
+        raise UserError("tensorrt and precision 'fp16' are for GPUs; give device='gpu' as well")
+    if gpu is not None and precision in ON_CPU_ONLY:
+        raise UserError(f"precision {precision!r} is for the CPU; for device {device!r} give 'fp16' or 'fp32'")
     if threads is not None:
         check_integer("threads", threads, 1, max(MAX_THREADS, count_cores()))
 
@@ -244,13 +248,70 @@ def load_onnx(
     return run
 
 
+def load_openvino(
+    model: Path,
+    signature: Signature,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+    tensorrt: bool | dict[str, Any] = False,
+) -> Run:
+    """An ONNX program, run by OpenVINO on the CPU; arguments as of :func:`load_paddle`.
+
+    ``precision`` "bf16" multiplies in bfloat16 where the processor can; otherwise products are in float32, or in int8
+    where the file says so.
+    """
+    import openvino
+
+    check_options(device, precision, tensorrt, threads)
+    if device != "cpu":
+        raise UserError(f"device {device!r}: with runtime 'openvino' expected 'cpu'; for a GPU use runtime='onnx'")
+    config = {
+        # Left to itself, OpenVINO takes bfloat16 on every processor that has it.
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "INFERENCE_NUM_THREADS": threads or count_cores(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    try:
+        compiled = openvino.Core().compile_model(str(model), "CPU", config)
+    except Exception as error:  # its exceptions have no common base but this
+        raise UserError(f"{model}: {OPENVINO_NAME} cannot load it: {_summary(error)}") from error
+    for declared, ports in zip(signature, (compiled.inputs, compiled.outputs)):
+        shapes = [[side.get_length() if side.is_static else None for side in port.partial_shape] for port in ports]
+        kinds = [port.element_type.to_dtype().name for port in ports]
+        # A tensor may have several names, its node's among them.
+        names = [t.name if t.name in port.names else port.any_name for t, port in zip(declared, ports)]
+        _compare(str(model), declared, list(zip(names, kinds, shapes)) if len(ports) == len(declared) else [])
+    request = compiled.create_infer_request()
+
+    def run(*arrays: np.ndarray) -> dict[str, np.ndarray]:
+        feed = {t.name: np.ascontiguousarray(array, t.dtype) for t, array in zip(signature.inputs, arrays)}
+        try:
+            results = request.infer(feed, share_inputs=True)
+        except Exception as error:
+            raise _cannot_run(model, OPENVINO_NAME, arrays, error) from error
+        return {tensors.name: results[tensors.name] for tensors in signature.outputs}
+
+    return run
+
+
 def load_programs(
-    description: Description, signatures: Any, runtime: str, *, onednn: str = "off", **options: Any
+    description: Description,
+    signatures: Any,
+    runtime: str,
+    *,
+    onednn: str = "off",
+    precision: str = "fp32",
+    **options: Any,
 ) -> dict[str, Run]:
-    """All programs that an export has for a runtime, "paddle" or "onnx", by name; options as of :func:`load_paddle`."""
-    folder = description.path.parent
-    if runtime == "onnx":
-        return {name: load_onnx(folder / file, signatures[name], **options) for name, file in description.onnx.items()}
+    """All programs that an export has for a runtime, "paddle", "onnx" or "openvino", by name; options as of
+    :func:`load_paddle`. ``precision`` "int8" takes the quantised ones."""
+    folder, options = description.path.parent, {**options, "precision": precision}
+    if runtime != "paddle":
+        load = load_onnx if runtime == "onnx" else load_openvino
+        files = description.int8 if precision == "int8" else description.onnx
+        return {name: load(folder / file, signatures[name], **options) for name, file in files.items()}
     return {
         name: load_paddle(folder / file, folder / description.params[name], signatures[name], onednn=onednn, **options)
         for name, file in description.model.items()

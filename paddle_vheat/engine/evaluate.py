@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -73,12 +73,21 @@ def evaluate(
         return _score(task, infer, num_workers, stop, progress)
 
 
-def evaluate_exported(task: Task, predictor: Predictor, *, num_workers: int = 0) -> Scores | None:
+def check_exported(task: Task, where: object) -> None:
+    """Raise a UserError if the task cannot score exported models."""
+    if not hasattr(task, "infer_exported"):
+        raise UserError(f"{where}: {task.name} cannot score exported models (it has no method infer_exported)")
+
+
+def evaluate_exported(
+    task: Task, predictor: Predictor, *, num_workers: int = 0, indices: Sequence[int] | None = None
+) -> Scores | None:
     """Score an exported model, with its own preparation of the images, on the task's validation set.
 
     Args:
         predictor: of the folder that ``export.py`` wrote.
         num_workers: processes that read the data.
+        indices: of the samples to score; None for all.
 
     Returns:
         The scores, equal on every process.
@@ -90,9 +99,8 @@ def evaluate_exported(task: Task, predictor: Predictor, *, num_workers: int = 0)
     folder, theirs = predictor.description.path.parent, predictor.description.task
     if theirs != task.name:
         raise UserError(f"{folder}: is an export for {theirs}, and {task.source} is for {task.name}")
-    if not hasattr(task, "infer_exported"):
-        raise UserError(f"{folder}: {task.name} cannot score exported models (it has no method infer_exported)")
-    return _score(task, lambda batch: task.infer_exported(predictor, batch), num_workers)
+    check_exported(task, folder)
+    return _score(task, lambda batch: task.infer_exported(predictor, batch), num_workers, indices=indices)
 
 
 def _score(
@@ -101,11 +109,13 @@ def _score(
     num_workers: int,
     stop: Callable[[], bool] = bool,
     progress: bool = True,
+    indices: Sequence[int] | None = None,
 ) -> Scores | None:
     """Collect what ``infer`` gives for every batch; see :func:`evaluate`."""
     dataset, evaluator = task.dataset("val"), task.evaluator()
     rank, world_size = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
-    batches = task.eval_batches(dataset, range(rank, len(dataset), world_size))
+    indices = range(len(dataset)) if indices is None else indices
+    batches = task.eval_batches(dataset, indices[rank::world_size])
     loader = load_batches(IndexedDataset(dataset), batches, num_workers, task.collate)
     # The bar leaves no trace: during training, the training bar stands below it.
     shown = None if progress and rank == 0 else True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,12 @@ from paddle_vheat.deploy.processor import make_processor
 from paddle_vheat.engine.task import ExportSpec, Program
 from paddle_vheat.errors import ConfigError, UserError
 from paddle_vheat.export.onnx import convert_to_onnx, onnx_libraries
-from paddle_vheat.export.parity import ONEDNN, ONNX, PADDLE, REDUCED, Difference, check_runtimes, right_onednn
+from paddle_vheat.export.parity import ONEDNN, ONNX, OPENVINO, PADDLE, REDUCED, Difference, check_runtimes, right_onednn
 from paddle_vheat.export.program import save_program
+from paddle_vheat.export.quantize import SEED, Quantization, check, compare, learned_weights, quantize
 
 FORMATS = ("paddle", "onnx", "both")
-_SUFFIXES = (".json", ".pdmodel", ".pdiparams", ".pdiparams.info", ".onnx")
+_SUFFIXES = (".json", ".pdmodel", ".pdiparams", ".pdiparams.info", ".onnx", ".int8.onnx")
 
 
 def parse_input_shape(shape: Sequence[int] | None, channels: int = 3) -> Shape:
@@ -51,11 +53,13 @@ def export_model(
     input_shape: Shape,
     say: Callable[[str], Any] = print,
     model_format: str = "paddle",
+    quantization: Quantization | None = None,
 ) -> list[Difference]:
     """Write a model for Paddle Inference, ONNX or both, and ``deploy.yaml``, into ``save_dir``.
 
-    The export is run by Paddle Inference, without and with oneDNN, and by ONNX Runtime, through the task's own
-    processor, and every output is compared with the model's before ``save_dir`` is touched.
+    The export is run by Paddle Inference, without and with oneDNN, and by ONNX Runtime and, where it is installed,
+    OpenVINO, through the task's own processor, and every output is compared with the model's before ``save_dir`` is
+    touched.
 
     Args:
         spec: what the task exports, and how it is compared.
@@ -64,11 +68,13 @@ def export_model(
         input_shape: as :func:`parse_input_shape` gives it; the same that ``spec`` was made for.
         say: prints a line.
         model_format: "paddle" (``NAME.json`` or ``.pdmodel``, ``NAME.pdiparams``), "onnx" (``NAME.onnx``) or "both".
+        quantization: write ``NAME.int8.onnx`` too, and say how far it is from the model, how well it scores and how
+            fast it is; None for not.
 
     Returns:
         The differences found. Those of Paddle Inference without oneDNN and of ONNX Runtime are within their bounds;
         where those with oneDNN are not, it is tried with some passes left out ("reduced"), and ``deploy.yaml`` says
-        which of the two is right, if any.
+        which of the two is right, if any, and whether OpenVINO is.
 
     Raises:
         ExportError: if a runtime's results differ from the model's, or a conversion fails; nothing is then written.
@@ -79,11 +85,16 @@ def export_model(
     _check_folder(Path(save_dir))
     if model_format != "paddle":
         onnx_libraries()  # before minutes are spent
+    if quantization is not None:
+        if model_format == "paddle":
+            raise UserError("--quantize int8 is of the ONNX model: expected --format onnx or both, got 'paddle'")
+        check(quantization)
     differences: list[Difference] = []
+    weights: dict[str, set[str]] = {}  # of what an int8 program multiplies by, by the program's name
 
     def write(folder: Path) -> None:
         try:
-            deploy = {"task": task, **_save(spec, folder, model_format)}
+            deploy = {"task": task, **_save(spec, folder, model_format, weights)}
             deploy.update(
                 input_shape=[side or -1 for side in input_shape],
                 min_size=spec.min_size,
@@ -92,9 +103,18 @@ def export_model(
             )
             _write_yaml(folder, deploy)
             names = [PADDLE, ONEDNN, REDUCED] * (model_format != "onnx") + [ONNX] * (model_format != "paddle")
+            names += [OPENVINO] * (model_format != "paddle" and runtimes.is_installed("openvino"))
             description = read_description(folder)
-            differences.extend(check_runtimes(description, make_processor(description), spec, names, say))
-            _write_yaml(folder, {**deploy, **_verdict(differences, names, say)})
+            processor = make_processor(description)
+            differences.extend(check_runtimes(description, processor, spec, names, say))
+            deploy.update(_verdict(differences, names, say))
+            _write_yaml(folder, deploy)
+            if quantization is not None:
+                files, count = quantize(folder, description, processor.programs, weights, quantization)
+                images = min(quantization.images, len(quantization.task.dataset("val")))
+                say(f"int8: {count} products, calibrated on {images} validation images (seed {SEED})")
+                _write_yaml(folder, {**deploy, "int8": _plain(files)})
+                compare(folder, spec, quantization, say)
         except Exception:
             check_disk(folder)  # libraries do not say that the disk is full, or go on
             raise
@@ -144,8 +164,8 @@ def _on_cpu(model: Any) -> Iterator[None]:
         model.to(device)
 
 
-def _save(spec: ExportSpec, folder: Path, model_format: str) -> dict[str, Any]:
-    """Write the programs; what ``deploy.yaml`` says of them."""
+def _save(spec: ExportSpec, folder: Path, model_format: str, weights: dict[str, set[str]]) -> dict[str, Any]:
+    """Write the programs; what ``deploy.yaml`` says of them. ``weights`` gets those of the ONNX programs."""
     deploy: dict[str, Any] = {}
     programs: dict[str, Program] = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".programs.") as temporary:
@@ -161,7 +181,7 @@ def _save(spec: ExportSpec, folder: Path, model_format: str) -> dict[str, Any]:
                 if same != program:
                     raise ValueError(f"the program {name!r} is not the same for Paddle and ONNX; give it another name")
                 files = saved.get(name) or save_program(program, Path(temporary), name)
-                target = folder / f"{name}.onnx"
+                target, weights[name] = folder / f"{name}.onnx", learned_weights(program.layer)
                 deploy["opset"] = convert_to_onnx(*files, target, program.inputs, program.outputs)
                 deploy.setdefault("onnx", {})[name] = target.name
             deploy["onnx"] = _plain(deploy["onnx"])
@@ -179,6 +199,11 @@ def _verdict(differences: Sequence[Difference], names: Sequence[str], say: Calla
     verdict: dict[str, Any] = {"checked_on": {"paddle": runtimes.paddle_version()}}
     if ONNX in names:
         verdict["checked_on"]["onnxruntime"] = str(onnx_libraries()[1].__version__)
+    if OPENVINO in names:
+        if all(one.ok for one in differences if one.runtime == OPENVINO):
+            verdict["checked_on"]["openvino"] = importlib.metadata.version("openvino")
+        else:
+            say(f"OpenVINO is not safe for this model: {FILE} does not name it, and Predictor refuses it")
     if ONEDNN in names:
         verdict["onednn"] = right_onednn(differences)
         if verdict["onednn"] != "full":

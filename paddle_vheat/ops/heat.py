@@ -180,6 +180,9 @@ class HeatConduction2D(nn.Layer):
         float32_transform: transform in float32 under mixed precision too, for what lives on small differences.
     """
 
+    in_float = ("to_k",)
+    """Layers that a quantised export leaves in float: an exponential follows."""
+
     def __init__(
         self,
         channels: int,

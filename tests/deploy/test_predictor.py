@@ -272,7 +272,7 @@ def test_what_auto_chooses(exported, monkeypatch):
     assert choose_runtime(both, "auto", "gpu") == "onnx"
     with pytest.raises(ValueError, match="holds no onnx model, only paddle; export with --format onnx or both"):
         choose_runtime(described, "onnx")
-    with pytest.raises(ValueError, match="expected one of auto, paddle, onnx, got 'tvm'"):
+    with pytest.raises(ValueError, match="expected one of auto, paddle, onnx, openvino, got 'tvm'"):
         choose_runtime(both, "tvm")
 
 

@@ -30,7 +30,8 @@ def test_devices(device, index):
     [
         ({"device": "cuda"}, "device: expected 'cpu', 'gpu' or 'gpu:1', got 'cuda'"),
         ({"device": "gpu:"}, "device: expected"),
-        ({"precision": "int8", "device": "gpu"}, "precision: expected one of fp32, fp16, got 'int8'"),
+        ({"precision": "int4"}, "precision: expected one of fp32, fp16, bf16, int8, got 'int4'"),
+        ({"precision": "int8", "device": "gpu"}, "'int8' is for the CPU; for device 'gpu' give 'fp16' or 'fp32'"),
         ({"precision": "fp16"}, "are for GPUs; give device='gpu' as well"),
         ({"tensorrt": True}, "are for GPUs"),
         ({"tensorrt": {}}, "are for GPUs"),

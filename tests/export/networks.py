@@ -114,7 +114,7 @@ def classification(model: Any, shape: Any = None, output_op: str = "softmax", **
 def description(task: str, shape: Any, options: Any, transforms: Any = (), **more: Any) -> Description:
     """As of ``deploy.yaml``, without a file."""
     values = {"path": Path("x/deploy.yaml"), "options_at": "Deploy.options", "min_size": 32, "onednn": "off",
-              "model": {}, "params": {}, "onnx": {}, "programs": {}, "checked_on": {}, **more}  # fmt: skip
+              "model": {}, "params": {}, "onnx": {}, "int8": {}, "programs": {}, "checked_on": {}, **more}  # fmt: skip
     return Description(task=task, transforms=list(transforms), input_shape=shape, options=dict(options), **values)
 
 

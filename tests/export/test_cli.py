@@ -177,7 +177,7 @@ def test_what_cannot_be_scored(project, exported, tmp_path, capsys):
         (["--config", DIGITS, *SMALL, *folder], "is an export for segmentation, and"),
         ([*seg, *folder, "--aug_eval"], f"{takes_no} --aug_eval"),
         ([*seg, *folder, "--model_path", "x"], f"{takes_no} --model_path"),
-        ([*seg, "--model_path", "x", "--runtime", "onnx"], "--runtime and --threads are for --exported, which is not"),
+        ([*seg, "--model_path", "x", "--runtime", "onnx"], "--runtime, --threads and --precision are for --exported"),
         ([*seg, "--exported", "/no/such"], "/no/such: no such folder; give the folder that export.py wrote"),
     ]
     for options, message in cases:
@@ -191,8 +191,18 @@ def test_what_cannot_be_scored(project, exported, tmp_path, capsys):
     ("options", "message"),
     [
         ([], "--config is needed: the configuration that the model was trained with (or give --exported)"),
-        (["--config", "x.yml", "--runtime", "onnx"], "--runtime and --threads are for --exported, which is not given"),
-        (["--config", "x.yml", "--threads", "2"], "--runtime and --threads are for --exported, which is not given"),
+        (
+            ["--config", "x.yml", "--runtime", "onnx"],
+            "--runtime, --threads and --precision are for --exported, which is not given",
+        ),
+        (
+            ["--config", "x.yml", "--precision", "int8"],
+            "--threads and --precision are for --exported, which is not given",
+        ),
+        (
+            ["--config", "x.yml", "--threads", "2"],
+            "--runtime, --threads and --precision are for --exported, which is not given",
+        ),
         (["--exported", "x", "--config", "x.yml"], "says all that is needed, and takes no --config"),
         (["--exported", "x", "--model_path", "m", "--opts", "a=1"], "takes no --model_path, --opts"),
         (["--exported", "x", "--aug_eval"], "takes no --aug_eval"),
