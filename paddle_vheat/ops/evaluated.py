@@ -1,0 +1,107 @@
+"""Evaluation on a CPU by the kernels of ``evaluate.c``: parts of a network as one call each.
+
+Each function computes what the layers given to it do, up to rounding, for float32 maps (B, H, W, C). Ask first whether
+the kernels take them: :func:`takes`, :func:`takes_operator`, :func:`takes_convolution`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paddle_vheat._paddle import nn, paddle
+from paddle_vheat.ops import native
+from paddle_vheat.ops.dct import cosine_basis
+from paddle_vheat.ops.fold import are_evaluated_on_cpu
+
+Tensor = Any
+
+
+def takes(x: Tensor, *layers: nn.Layer) -> bool:
+    """Whether the kernels are there, and the layers are in evaluation, in float32 and unwatched; see :func:`fold`."""
+    return are_evaluated_on_cpu(x, *layers) and native.usable(x, *[layer.weight for layer in layers])
+
+
+def takes_operator(hco: Any, x: Tensor, decay: Tensor) -> bool:
+    """:func:`takes` of a heat conduction operator and a decay."""
+    layers = hco.dwconv, hco.linear, hco.out_norm, hco.out_linear
+    return (
+        hco.data_format == "NHWC"
+        and x.shape[1:] == decay.shape
+        and takes(x, *layers)
+        and native.usable(decay)
+        and list(hco.dwconv.weight.shape) == [decay.shape[2], 1, 3, 3]
+        and hco.dwconv.bias is not None
+        and hco.dwconv._padding == 1
+    )
+
+
+def takes_convolution(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm) -> bool:
+    """:func:`takes` of a convolution 3 x 3, stride 2, margin 1, and of a LayerNorm over its channels."""
+    filters, channels, *kernel = convolution.weight.shape
+    return (
+        takes(x, convolution, norm)
+        and [channels, *kernel] == [x.shape[3], 3, 3]
+        and list(norm.weight.shape) == [filters]
+        and list(convolution._stride) == [2, 2]
+        and convolution._padding == 1
+    )
+
+
+def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    out = paddle.empty(x.shape)
+    channels = x.shape[-1]
+    native.run("layer_norm", x, norm.weight, norm.bias, norm._epsilon, x.size // channels, channels, out)
+    return out
+
+
+def convolve(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm, activated: bool = False) -> Tensor:
+    """Convolution 3 x 3 with stride 2 and LayerNorm, and GELU if ``activated``: -> (B, ceil(H/2), ceil(W/2), D)."""
+    batch, height, width, _ = x.shape
+    out = paddle.empty([batch, (height + 1) // 2, (width + 1) // 2, convolution.weight.shape[0]])
+    native.run(
+        "convolution", x, convolution.weight, convolution.bias, norm.weight, norm.bias, norm._epsilon, int(activated),
+        *x.shape, out.shape[3], out,
+    )  # fmt: skip
+    return out
+
+
+def _ending(linear: nn.Linear, left: Tensor | None, norm: nn.LayerNorm | None, scale: Tensor | None) -> tuple[Any, ...]:
+    """The arguments for how a branch ends: ``linear``; ``norm`` and times ``scale`` (C,); plus ``left``, from which it
+    left. All but the first may be None."""
+    of_norm = (None, None) if norm is None else (norm.weight, norm.bias)
+    return linear.weight, linear.bias, *of_norm, scale, left, 0.0 if norm is None else norm._epsilon
+
+
+def mlp(
+    x: Tensor,
+    fc1: nn.Linear,
+    fc2: nn.Linear,
+    left: Tensor | None = None,
+    norm: nn.LayerNorm | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """Linear, GELU, linear; what follows, as :func:`_ending` says."""
+    out = paddle.empty([*x.shape[:-1], fc2.weight.shape[1]])
+    channels, hidden = fc1.weight.shape
+    ending = _ending(fc2, left, norm, scale)
+    native.run("mlp", x, fc1.weight, fc1.bias, *ending, x.size // channels, channels, hidden, out)
+    return out
+
+
+def heat_conduction(
+    hco: Any,
+    x: Tensor,
+    decay: Tensor,
+    left: Tensor | None = None,
+    norm: nn.LayerNorm | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """The operator for a given decay (H, W, C); what follows, as :func:`_ending` says."""
+    out = paddle.empty(x.shape)
+    bases = cosine_basis(x.shape[1]), cosine_basis(x.shape[2])
+    native.run(
+        "heat_conduction", x, hco.dwconv.weight, hco.dwconv.bias, hco.linear.weight, hco.linear.bias, *bases, decay,
+        hco.out_norm.weight, hco.out_norm.bias, hco.out_norm._epsilon, *_ending(hco.out_linear, left, norm, scale),
+        *x.shape, out,
+    )  # fmt: skip
+    return out
