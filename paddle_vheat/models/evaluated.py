@@ -11,6 +11,7 @@ from typing import Any
 from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.models.vheat import MLP, Block, Downsample, Stem
 from paddle_vheat.ops import evaluated
+from paddle_vheat.ops.evaluated import Branch
 from paddle_vheat.ops.fold import apply_linear, become, convolve_channels_last
 from paddle_vheat.ops.heat import FastHeatConduction2D, FoldedHeatConduction2D
 
@@ -72,7 +73,7 @@ class FastBlock(Block):
     def forward(self, x: Tensor, frequency_embedding: Tensor | None) -> Tensor:
         return (
             self._by_kernels(x, frequency_embedding)
-            if paddle.in_dynamic_mode() and self._is_plain() and evaluated.takes(x, self.norm1, self.norm2)
+            if paddle.in_dynamic_mode() and not paddle.is_grad_enabled() and self._is_plain()
             else Block.forward(self, x, frequency_embedding)
         )
 
@@ -87,13 +88,11 @@ class FastBlock(Block):
         )
 
     def _by_kernels(self, x: Tensor, frequency_embedding: Tensor | None) -> Tensor:
-        hco, mlp = self.hco, self.mlp
+        hco, fc1, fc2, norms = self.hco, self.mlp.fc1, self.mlp.fc2, (self.norm1, self.norm2)
         decay = hco.kept_decay(x, frequency_embedding)
-        if not (evaluated.takes_operator(hco, x, decay) and evaluated.takes(x, mlp.fc1, mlp.fc2)):
+        if not evaluated.takes_operator(hco, x, decay, fc1, fc2, *norms):
             return Block.forward(self, x, frequency_embedding)
         scales = (self.gamma1, self.gamma2) if self.has_layer_scale else (None, None)
-        if self.post_norm:
-            x = evaluated.heat_conduction(hco, x, decay, x, self.norm1, scales[0])
-            return evaluated.mlp(x, mlp.fc1, mlp.fc2, x, self.norm2, scales[1])
-        x = evaluated.heat_conduction(hco, evaluated.layer_norm(x, self.norm1), decay, x, None, scales[0])
-        return evaluated.mlp(evaluated.layer_norm(x, self.norm2), mlp.fc1, mlp.fc2, x, None, scales[1])
+        where = "last" if self.post_norm else "first"
+        around = [Branch(**{where: norm}, scale=scale) for norm, scale in zip(norms, scales)]
+        return evaluated.mlp(evaluated.heat_conduction(hco, x, decay, around[0]), fc1, fc2, around[1])

@@ -7,8 +7,8 @@
  */
 #include "kernels.h"
 
-#define PIECE 65536     /* floats, 256 KiB: what stays in a core's cache beside the weights */
-#define LEAST_ROWS 48   /* fewer, and a product takes longer to lay out its weights than to multiply them */
+#define PIECE 131072   /* floats, 512 KiB: what stays in a core's cache beside some of the weights */
+#define LEAST_ROWS 96   /* fewer, and a product takes longer to lay out its weights than to multiply them */
 #define FOR_PIECES(count, size) \
     _Pragma("omp parallel for schedule(monotonic : dynamic)") for (n_t start = 0; start < (count); start += (size))
 
@@ -52,7 +52,8 @@ INLINE void fill(const float *bias, n_t rows, n_t C, float *out) {
 }
 
 /* What a branch (rows, C) of a residual block ends with: a linear layer (K, C); then, unless NULL, LayerNorm and a
- * scale for each channel; then, unless NULL, x is added, from which the branch left. */
+ * scale for each channel; then, unless NULL, x is added, from which the branch left. What it begins with, unless NULL,
+ * is a LayerNorm of its own, the `first`. */
 typedef struct {
     const float *weight, *bias, *norm_weight, *norm_bias, *scale, *x;
     float epsilon;
@@ -72,16 +73,19 @@ INLINE void end_branch(ending end, const float *inner, n_t K, n_t start, n_t row
 }
 
 /* Linear (C, N), GELU, and the ending, with its linear layer (N, C). */
-void mlp(const float *in, const float *weight, const float *bias, const float *out_weight, const float *out_bias,
+void mlp(const float *in, const float *first_weight, const float *first_bias, float first_epsilon, const float *weight, const float *bias, const float *out_weight, const float *out_bias,
          const float *norm_weight, const float *norm_bias, const float *scale, const float *x, float epsilon, n_t rows,
          n_t C, n_t N, float *out) {
     ending end = {out_weight, out_bias, norm_weight, norm_bias, scale, x, epsilon};
     n_t size = piece_of(rows, 1, N);
-    float *space = allocate(size * N * omp_get_max_threads());
+    float *space = allocate(size * (N + C) * omp_get_max_threads());
     FOR_PIECES(rows, size) {
         n_t count = smaller(size, rows - start);
-        float *hidden = space + size * N * omp_get_thread_num();
-        product(count, N, C, AS_IS, in + start * C, C, AS_IS, weight, N, 0, hidden, N);
+        float *hidden = space + size * (N + C) * omp_get_thread_num(), *normal = hidden + size * N;
+        const float *piece = first_weight ? normal : in + start * C;
+        for (n_t row = 0; first_weight && row < count; row++)
+            layer_norm_row(in + (start + row) * C, first_weight, first_bias, first_epsilon, C, normal + row * C);
+        product(count, N, C, AS_IS, piece, C, AS_IS, weight, N, 0, hidden, N);
         for (n_t row = 0; row < count; row++) gelu_row(hidden + row * N, bias, N, hidden + row * N);
         end_branch(end, hidden, N, start, count, C, out);
     }
@@ -90,7 +94,8 @@ void mlp(const float *in, const float *weight, const float *bias, const float *o
 
 /* The Heat Conduction Operator of maps (B, H, W, C), and the ending, with its last linear layer (C, C). kernel (C, 9),
  * weight (C, 2 C), bases (H, H) and (W, W) of the DCT, decay (H, W, C). */
-void heat_conduction(const float *in, const float *kernel, const float *kernel_bias, const float *weight,
+void heat_conduction(const float *in, const float *first_weight, const float *first_bias, float first_epsilon,
+                     const float *kernel, const float *kernel_bias, const float *weight,
                      const float *bias, const float *row_basis, const float *column_basis, const float *decay,
                      const float *inner_weight, const float *inner_bias, float inner_epsilon, const float *out_weight,
                      const float *out_bias, const float *norm_weight, const float *norm_bias, const float *scale,
@@ -103,6 +108,14 @@ void heat_conduction(const float *in, const float *kernel, const float *kernel_b
     for (n_t c = 0; c < C; c++)
         for (int k = 0; k < 9; k++) taps[k * C + c] = kernel[c * 9 + k];
 
+    if (first_weight) {
+        float *normal = out; /* its memory, until there is a result */
+        FOR_PIECES(lines, size) {
+            for (n_t row = start * W; row < smaller(start + size, lines) * W; row++)
+                layer_norm_row(in + row * C, first_weight, first_bias, first_epsilon, C, normal + row * C);
+        }
+        in = normal;
+    }
     FOR_PIECES(lines, size) {
         n_t count = smaller(size, lines - start);
         float *convolved = space + own * omp_get_thread_num(), *half = convolved + size * line;

@@ -6,6 +6,8 @@ the kernels take them: :func:`takes`, :func:`takes_operator`, :func:`takes_convo
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 from paddle_vheat._paddle import nn, paddle
@@ -21,9 +23,9 @@ def takes(x: Tensor, *layers: nn.Layer) -> bool:
     return are_evaluated_on_cpu(x, *layers) and native.usable(x, *[layer.weight for layer in layers])
 
 
-def takes_operator(hco: Any, x: Tensor, decay: Tensor) -> bool:
-    """:func:`takes` of a heat conduction operator and a decay."""
-    layers = hco.dwconv, hco.linear, hco.out_norm, hco.out_linear
+def takes_operator(hco: Any, x: Tensor, decay: Tensor, *others: nn.Layer) -> bool:
+    """:func:`takes` of a heat conduction operator for a decay, and of other layers."""
+    layers = hco.dwconv, hco.linear, hco.out_norm, hco.out_linear, *others
     return (
         hco.data_format == "NHWC"
         and x.shape[1:] == decay.shape
@@ -47,13 +49,6 @@ def takes_convolution(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm) -> 
     )
 
 
-def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    out = paddle.empty(x.shape)
-    channels = x.shape[-1]
-    native.run("layer_norm", x, norm.weight, norm.bias, norm._epsilon, x.size // channels, channels, out)
-    return out
-
-
 def convolve(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm, activated: bool = False) -> Tensor:
     """Convolution 3 x 3 with stride 2 and LayerNorm, and GELU if ``activated``: -> (B, ceil(H/2), ceil(W/2), D)."""
     batch, height, width, _ = x.shape
@@ -65,43 +60,46 @@ def convolve(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm, activated: b
     return out
 
 
-def _ending(linear: nn.Linear, left: Tensor | None, norm: nn.LayerNorm | None, scale: Tensor | None) -> tuple[Any, ...]:
-    """The arguments for how a branch ends: ``linear``; ``norm`` and times ``scale`` (C,); plus ``left``, from which it
-    left. All but the first may be None."""
-    of_norm = (None, None) if norm is None else (norm.weight, norm.bias)
-    return linear.weight, linear.bias, *of_norm, scale, left, 0.0 if norm is None else norm._epsilon
+def _norm(norm: nn.LayerNorm | None) -> tuple[Any, Any, float]:
+    return (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm._epsilon)
 
 
-def mlp(
-    x: Tensor,
-    fc1: nn.Linear,
-    fc2: nn.Linear,
-    left: Tensor | None = None,
-    norm: nn.LayerNorm | None = None,
-    scale: Tensor | None = None,
-) -> Tensor:
-    """Linear, GELU, linear; what follows, as :func:`_ending` says."""
+@dataclass(frozen=True)
+class Branch:
+    """What is around an operator on a residual branch: LayerNorm ``first``; then the operator; then LayerNorm ``last``
+    and a ``scale`` (C,) for each channel; then what the branch left from is added, if it ``joins``."""
+
+    first: nn.LayerNorm | None = None
+    last: nn.LayerNorm | None = None
+    scale: Tensor | None = None
+    joins: bool = True
+
+    def ending(self, x: Tensor, linear: nn.Linear) -> tuple[Any, ...]:
+        """Arguments of a kernel for what follows the operator, its last linear layer included."""
+        weight, bias, epsilon = _norm(self.last)
+        return linear.weight, linear.bias, weight, bias, self.scale, x if self.joins else None, epsilon
+
+
+ALONE = Branch(joins=False)
+
+
+def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear, around: Branch = ALONE) -> Tensor:
+    """Linear, GELU, linear."""
     out = paddle.empty([*x.shape[:-1], fc2.weight.shape[1]])
     channels, hidden = fc1.weight.shape
-    ending = _ending(fc2, left, norm, scale)
-    native.run("mlp", x, fc1.weight, fc1.bias, *ending, x.size // channels, channels, hidden, out)
+    rows = math.prod(x.shape[:-1])
+    native.run(
+        "mlp", x, *_norm(around.first), fc1.weight, fc1.bias, *around.ending(x, fc2), rows, channels, hidden, out
+    )
     return out
 
 
-def heat_conduction(
-    hco: Any,
-    x: Tensor,
-    decay: Tensor,
-    left: Tensor | None = None,
-    norm: nn.LayerNorm | None = None,
-    scale: Tensor | None = None,
-) -> Tensor:
-    """The operator for a given decay (H, W, C); what follows, as :func:`_ending` says."""
+def heat_conduction(hco: Any, x: Tensor, decay: Tensor, around: Branch = ALONE) -> Tensor:
+    """A heat conduction operator for a given decay (H, W, C)."""
     out = paddle.empty(x.shape)
-    bases = cosine_basis(x.shape[1]), cosine_basis(x.shape[2])
     native.run(
-        "heat_conduction", x, hco.dwconv.weight, hco.dwconv.bias, hco.linear.weight, hco.linear.bias, *bases, decay,
-        hco.out_norm.weight, hco.out_norm.bias, hco.out_norm._epsilon, *_ending(hco.out_linear, left, norm, scale),
-        *x.shape, out,
+        "heat_conduction", x, *_norm(around.first), hco.dwconv.weight, hco.dwconv.bias, hco.linear.weight,
+        hco.linear.bias, cosine_basis(x.shape[1]), cosine_basis(x.shape[2]), decay, hco.out_norm.weight,
+        hco.out_norm.bias, hco.out_norm._epsilon, *around.ending(x, hco.out_linear), *x.shape, out,
     )  # fmt: skip
     return out

@@ -28,11 +28,10 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fope
 
 def usable(*tensors: Tensor) -> bool:
     """Whether the kernels are there and take these tensors."""
-    return (
-        paddle.in_dynamic_mode()
-        and all(x.dtype == paddle.float32 and x.place.is_cpu_place() and 0 not in x.shape for x in tensors)
-        and not missing()
-    )
+    if not paddle.in_dynamic_mode() or missing():
+        return False
+    float32 = paddle.float32
+    return all(x.dtype == float32 and x.place.is_cpu_place() and 0 not in x.shape for x in tensors)
 
 
 def missing() -> str:
