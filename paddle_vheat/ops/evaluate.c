@@ -1,6 +1,6 @@
-/* Parts of a network in evaluation. A thread takes a piece of a map through all steps that need nothing beside it,
- * matrix products among them, while the piece is in its cache. The products are those of Paddle's own library (MKL),
- * called by each thread for itself.
+/* Parts of a network, forward. A thread takes a piece of a map through all steps that need nothing beside it, matrix
+ * products among them, while the piece is in its cache. The products are those of Paddle's own library (MKL), called by
+ * each thread for itself. Training is given what it keeps for the gradient; in evaluation those arrays are NULL.
  *
  * Arrays as in native.c. Every value of a result is computed by one thread, in an order that depends on the number of
  * threads only.
@@ -72,38 +72,42 @@ INLINE void end_branch(ending end, const float *inner, n_t K, n_t start, n_t row
     }
 }
 
-/* Linear (C, N), GELU, and the ending, with its linear layer (N, C). */
+/* Linear (C, N), GELU, and the ending, with its linear layer (N, C). kept (rows, N): what the bias is added to. */
 void mlp(const float *in, const float *first_weight, const float *first_bias, float first_epsilon, const float *weight, const float *bias, const float *out_weight, const float *out_bias,
          const float *norm_weight, const float *norm_bias, const float *scale, const float *x, float epsilon, n_t rows,
-         n_t C, n_t N, float *out) {
+         n_t C, n_t N, float *out, float *kept) {
     ending end = {out_weight, out_bias, norm_weight, norm_bias, scale, x, epsilon};
     n_t size = piece_of(rows, 1, N);
     float *space = allocate(size * (N + C) * omp_get_max_threads());
     FOR_PIECES(rows, size) {
         n_t count = smaller(size, rows - start);
         float *hidden = space + size * (N + C) * omp_get_thread_num(), *normal = hidden + size * N;
+        float *widened = kept ? kept + start * N : hidden;
         const float *piece = first_weight ? normal : in + start * C;
         for (n_t row = 0; first_weight && row < count; row++)
             layer_norm_row(in + (start + row) * C, first_weight, first_bias, first_epsilon, C, normal + row * C);
-        product(count, N, C, AS_IS, piece, C, AS_IS, weight, N, 0, hidden, N);
-        for (n_t row = 0; row < count; row++) gelu_row(hidden + row * N, bias, N, hidden + row * N);
+        product(count, N, C, AS_IS, piece, C, AS_IS, weight, N, 0, widened, N);
+        for (n_t row = 0; row < count; row++) gelu_row(widened + row * N, bias, N, hidden + row * N);
         end_branch(end, hidden, N, start, count, C, out);
     }
     free(space);
 }
 
 /* The Heat Conduction Operator of maps (B, H, W, C), and the ending, with its last linear layer (C, C). kernel (C, 9),
- * weight (C, 2 C), bases (H, H) and (W, W) of the DCT, decay (H, W, C). */
+ * weight (C, 2 C), bases (H, H) and (W, W) of the DCT, decay (H, W, C). Kept, all or none, like the maps: what the linear
+ * layer is given, the modes before they are damped, the gate and the conducted heat. */
 void heat_conduction(const float *in, const float *first_weight, const float *first_bias, float first_epsilon,
                      const float *kernel, const float *kernel_bias, const float *weight,
                      const float *bias, const float *row_basis, const float *column_basis, const float *decay,
                      const float *inner_weight, const float *inner_bias, float inner_epsilon, const float *out_weight,
                      const float *out_bias, const float *norm_weight, const float *norm_bias, const float *scale,
-                     const float *x, float epsilon, n_t B, n_t H, n_t W, n_t C, float *out) {
+                     const float *x, float epsilon, n_t B, n_t H, n_t W, n_t C, float *out,
+                     float *kept_convolved, float *kept_modes, float *kept_gate, float *kept_heat) {
     ending end = {out_weight, out_bias, norm_weight, norm_bias, scale, x, epsilon};
     n_t lines = B * H, line = W * C, size = piece_of(lines, W, 2 * C), threads = omp_get_max_threads();
     n_t width = piece_of(line, 1, H), own = 2 * size * line > H * width ? 2 * size * line : H * width;
-    float *heat = allocate(lines * line), *gate = allocate(lines * line), *space = allocate(own * threads);
+    float *heat = kept_heat ? kept_heat : allocate(lines * line);
+    float *gate = kept_gate ? kept_gate : allocate(lines * line), *space = allocate(own * threads);
     float *taps = allocate(9 * C), *zeros = calloc((size_t)C, sizeof(float));
     for (n_t c = 0; c < C; c++)
         for (int k = 0; k < 9; k++) taps[k * C + c] = kernel[c * 9 + k];
@@ -118,7 +122,8 @@ void heat_conduction(const float *in, const float *first_weight, const float *fi
     }
     FOR_PIECES(lines, size) {
         n_t count = smaller(size, lines - start);
-        float *convolved = space + own * omp_get_thread_num(), *half = convolved + size * line;
+        float *half = space + own * omp_get_thread_num();
+        float *convolved = kept_convolved ? kept_convolved + start * line : half + size * line;
         for (n_t i = 0; i < count; i++)
             depthwise_line(in, zeros, taps, kernel_bias, start + i, H, W, C, convolved + i * line);
         fill(bias, count * W, C, half);
@@ -132,11 +137,14 @@ void heat_conduction(const float *in, const float *first_weight, const float *fi
         float *map = heat + b * H * line;
         FOR_PIECES(line, width) {
             n_t count = smaller(width, line - start);
-            float *modes = space + own * omp_get_thread_num();
-            product(H, count, H, AS_IS, row_basis, H, AS_IS, map + start, line, 0, modes, count);
+            float *damped = space + own * omp_get_thread_num();
+            float *modes = kept_modes ? kept_modes + b * H * line + start : damped;
+            n_t stride = kept_modes ? line : count;
+            product(H, count, H, AS_IS, row_basis, H, AS_IS, map + start, line, 0, modes, stride);
             for (n_t h = 0; h < H; h++)
-                SIMD for (n_t i = 0; i < count; i++) modes[h * count + i] *= decay[h * line + start + i];
-            product(H, count, H, TRANSPOSED, row_basis, H, AS_IS, modes, count, 0, map + start, line);
+                SIMD for (n_t i = 0; i < count; i++)
+                    damped[h * count + i] = modes[h * stride + i] * decay[h * line + start + i];
+            product(H, count, H, TRANSPOSED, row_basis, H, AS_IS, damped, count, 0, map + start, line);
         }
     }
     FOR_PIECES(lines, size) {
@@ -144,13 +152,14 @@ void heat_conduction(const float *in, const float *first_weight, const float *fi
         float *half = space + own * omp_get_thread_num();
         for (n_t i = 0; i < count; i++)
             product(W, C, W, TRANSPOSED, column_basis, W, AS_IS, heat + (start + i) * line, C, 0, half + i * line, C);
+        if (kept_heat) memcpy(heat + start * line, half, (size_t)(count * line) * sizeof(float));
         for (n_t row = 0; row < count * W; row++)
             norm_gate_row(half + row * C, NULL, gate + start * line + row * C, NULL, inner_weight, inner_bias,
                           inner_epsilon, C, half + row * C);
         end_branch(end, half, C, start * W, count * W, C, out);
     }
-    free(heat);
-    free(gate);
+    if (!kept_heat) free(heat);
+    if (!kept_gate) free(gate);
     free(space);
     free(taps);
     free(zeros);

@@ -89,7 +89,7 @@ def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear, around: Branch = ALONE) -> Te
     channels, hidden = fc1.weight.shape
     rows = math.prod(x.shape[:-1])
     native.run(
-        "mlp", x, *_norm(around.first), fc1.weight, fc1.bias, *around.ending(x, fc2), rows, channels, hidden, out
+        "mlp", x, *_norm(around.first), fc1.weight, fc1.bias, *around.ending(x, fc2), rows, channels, hidden, out, None
     )
     return out
 
@@ -100,6 +100,6 @@ def heat_conduction(hco: Any, x: Tensor, decay: Tensor, around: Branch = ALONE) 
     native.run(
         "heat_conduction", x, *_norm(around.first), hco.dwconv.weight, hco.dwconv.bias, hco.linear.weight,
         hco.linear.bias, cosine_basis(x.shape[1]), cosine_basis(x.shape[2]), decay, hco.out_norm.weight,
-        hco.out_norm.bias, hco.out_norm._epsilon, *around.ending(x, hco.out_linear), *x.shape, out,
+        hco.out_norm.bias, hco.out_norm._epsilon, *around.ending(x, hco.out_linear), *x.shape, out, *[None] * 4,
     )  # fmt: skip
     return out
