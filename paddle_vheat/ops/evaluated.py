@@ -1,4 +1,4 @@
-"""Evaluation on a CPU by the kernels of ``evaluate.c``: parts of a network as one call each.
+"""Evaluation on a CPU by the kernels of ``forward.c``: parts of a network as one call each.
 
 Each function computes what the layers given to it do, up to rounding, for float32 maps (B, H, W, C). Ask first whether
 the kernels take them: :func:`takes`, :func:`takes_operator`, :func:`takes_convolution`.
@@ -52,7 +52,7 @@ def takes_convolution(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm) -> 
 def convolve(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm, activated: bool = False) -> Tensor:
     """Convolution 3 x 3 with stride 2 and LayerNorm, and GELU if ``activated``: -> (B, ceil(H/2), ceil(W/2), D)."""
     batch, height, width, _ = x.shape
-    out = paddle.empty([batch, (height + 1) // 2, (width + 1) // 2, convolution.weight.shape[0]])
+    out = paddle.empty([batch, (height + 1) // 2, (width + 1) // 2, convolution.weight.shape[0]], x.dtype)
     native.run(
         "convolution", x, convolution.weight, convolution.bias, norm.weight, norm.bias, norm._epsilon, int(activated),
         *x.shape, out.shape[3], out,
@@ -85,7 +85,7 @@ ALONE = Branch(joins=False)
 
 def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear, around: Branch = ALONE) -> Tensor:
     """Linear, GELU, linear."""
-    out = paddle.empty([*x.shape[:-1], fc2.weight.shape[1]])
+    out = paddle.empty([*x.shape[:-1], fc2.weight.shape[1]], x.dtype)
     channels, hidden = fc1.weight.shape
     rows = math.prod(x.shape[:-1])
     native.run(
@@ -96,7 +96,7 @@ def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear, around: Branch = ALONE) -> Te
 
 def heat_conduction(hco: Any, x: Tensor, decay: Tensor, around: Branch = ALONE) -> Tensor:
     """A heat conduction operator for a given decay (H, W, C)."""
-    out = paddle.empty(x.shape)
+    out = paddle.empty(x.shape, x.dtype)
     native.run(
         "heat_conduction", x, *_norm(around.first), hco.dwconv.weight, hco.dwconv.bias, hco.linear.weight,
         hco.linear.bias, cosine_basis(x.shape[1]), cosine_basis(x.shape[2]), decay, hco.out_norm.weight,

@@ -105,8 +105,8 @@ def become(layer: nn.Layer, form: type) -> nn.Layer:
 
 
 def is_plain(layer: nn.Layer) -> bool:
-    """Whether this is a linear layer, a LayerNorm or a convolution that computes what its parameters say, without a hook,
-    and has no option that the faster forms do not know."""
+    """Whether this is a linear layer, a LayerNorm or a convolution that computes what its parameters say, without a
+    hook, and has no option that the faster forms do not know."""
     if type(layer) is nn.Conv2D:
         known = layer._padding_mode == "zeros" and list(layer._dilation) == [1, 1] and isinstance(layer._padding, int)
     elif type(layer) is nn.LayerNorm:

@@ -1,4 +1,4 @@
-/* What native.c and evaluate.c do to a row, and what their loops are made of. */
+/* What native.c and forward.c do to a row, and what their loops are made of. */
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>

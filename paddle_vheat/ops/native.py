@@ -1,4 +1,4 @@
-"""Kernels in C for a CPU (``native.c``, ``evaluate.c``): compiled on first use where there is a C compiler, otherwise done without.
+"""Kernels in C for a CPU (``native.c``, ``forward.c``): compiled on first use, done without where there is no compiler.
 
 Paddle's kernels for anything but matrix products run in one thread and pass over memory several times, which in a
 training step takes as long as the products (docs/performance.md). These share the threads of Paddle's own products:
@@ -22,7 +22,7 @@ from paddle_vheat._paddle import paddle
 
 Tensor = Any
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "evaluate.c", "kernels.h"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "forward.c", "kernels.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 
 
