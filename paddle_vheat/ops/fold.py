@@ -13,7 +13,10 @@ multiple of 4096 bytes apart (192 x 192, as all powers of two) takes longer than
 what a product is added to, or is passed on to the next layer where that is linear, and channels come last out of a
 product rather than of a transposition.
 
-They are for evaluation. Where a gradient is wanted, on a GPU, in a static graph, and for a layer that is watched by a
+Where there are kernels in C, they evaluate heat conduction and vHeat's other parts instead
+(:mod:`paddle_vheat.ops.evaluated`).
+
+Both are for evaluation. Where a gradient is wanted, on a GPU, in a static graph, and for a layer that is watched by a
 hook or has been replaced by another (quantisation does so), the layers are called as they are.
 """
 

@@ -2,8 +2,8 @@
  * products among them, while the piece is in its cache. The products are those of Paddle's own library (MKL), called by
  * each thread for itself. Training is given what it keeps for the gradient; in evaluation those arrays are NULL.
  *
- * Arrays as in native.c. Every value of a result is computed by one thread, in an order that depends on the number of
- * threads only.
+ * Arrays as in native.c. Every value of a result is computed by one thread, in an order that does not depend on which
+ * thread it is: for a number of threads every result is reproducible bit by bit.
  */
 #include "kernels.h"
 
@@ -23,8 +23,11 @@ INLINE void product(n_t M, n_t N, n_t K, int a_form, const float *a, n_t a_strid
                 add ? 1.0f : 0.0f, out, (int)out_stride);
 }
 
+/* Whole cache lines: the order in which MKL adds may depend on where in a line its arrays begin. */
+INLINE n_t whole_lines(n_t floats) { return (floats + 15) / 16 * 16; }
+
 static float *allocate(n_t floats) {
-    float *space = malloc((size_t)floats * sizeof(float));
+    float *space = aligned_alloc(64, (size_t)whole_lines(floats) * sizeof(float));
     if (!space) {
         fprintf(stderr, "paddle_vheat: out of memory\n");
         abort();
@@ -78,10 +81,11 @@ void mlp(const float *in, const float *first_weight, const float *first_bias, fl
          n_t C, n_t N, float *out, float *kept) {
     ending end = {out_weight, out_bias, norm_weight, norm_bias, scale, x, epsilon};
     n_t size = piece_of(rows, 1, N);
-    float *space = allocate(size * (N + C) * omp_get_max_threads());
+    n_t own = whole_lines(size * (N + C));
+    float *space = allocate(own * omp_get_max_threads());
     FOR_PIECES(rows, size) {
         n_t count = smaller(size, rows - start);
-        float *hidden = space + size * (N + C) * omp_get_thread_num(), *normal = hidden + size * N;
+        float *hidden = space + own * omp_get_thread_num(), *normal = hidden + size * N;
         float *widened = kept ? kept + start * N : hidden;
         const float *piece = first_weight ? normal : in + start * C;
         for (n_t row = 0; first_weight && row < count; row++)
@@ -105,7 +109,8 @@ void heat_conduction(const float *in, const float *first_weight, const float *fi
                      float *kept_convolved, float *kept_modes, float *kept_gate, float *kept_heat) {
     ending end = {out_weight, out_bias, norm_weight, norm_bias, scale, x, epsilon};
     n_t lines = B * H, line = W * C, size = piece_of(lines, W, 2 * C), threads = omp_get_max_threads();
-    n_t width = piece_of(line, 1, H), own = 2 * size * line > H * width ? 2 * size * line : H * width;
+    n_t width = whole_lines(piece_of(line, 1, H));
+    n_t own = whole_lines(2 * size * line > H * width ? 2 * size * line : H * width);
     float *heat = kept_heat ? kept_heat : allocate(lines * line);
     float *gate = kept_gate ? kept_gate : allocate(lines * line), *space = allocate(own * threads);
     float *taps = allocate(9 * C), *zeros = calloc((size_t)C, sizeof(float));
@@ -170,10 +175,11 @@ void heat_conduction(const float *in, const float *first_weight, const float *fi
 void convolution(const float *x, const float *weight, const float *bias, const float *norm_weight,
                  const float *norm_bias, float epsilon, n_t activated, n_t B, n_t H, n_t W, n_t C, n_t D, float *out) {
     n_t lines = B * ((H + 1) / 2), columns = (W + 1) / 2, K = 9 * C, size = piece_of(lines, columns, K);
-    float *space = allocate(size * columns * K * omp_get_max_threads()), *zeros = calloc((size_t)C, sizeof(float));
+    n_t own = whole_lines(size * columns * K);
+    float *space = allocate(own * omp_get_max_threads()), *zeros = calloc((size_t)C, sizeof(float));
     FOR_PIECES(lines, size) {
         n_t count = smaller(size, lines - start), rows = count * columns;
-        float *patches = space + size * columns * K * omp_get_thread_num(), *o = out + start * columns * D;
+        float *patches = space + own * omp_get_thread_num(), *o = out + start * columns * D;
         for (n_t i = 0; i < count; i++) patches_line(x, zeros, start + i, H, W, C, patches + i * columns * K);
         fill(bias, rows, D, o);
         product(rows, D, K, AS_IS, patches, K, TRANSPOSED, weight, K, 1, o, D);

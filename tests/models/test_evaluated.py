@@ -82,6 +82,19 @@ def test_kernels(name, ran):
 
 
 @needs_kernels
+@pytest.mark.parametrize("name", [name for name in PARTS if "pieces" in name])
+def test_results_are_reproducible(name):
+    """Whichever thread takes which piece."""
+    layer, x = made(name)
+    folded, kept = fold(layer), []
+    with paddle.no_grad():
+        expected = folded(x)
+        for i in range(10):
+            kept.append(paddle.empty([1000 + 7 * i]))  # that arrays lie elsewhere
+            assert (folded(x.clone()) == expected).all()
+
+
+@needs_kernels
 @pytest.mark.parametrize("name", PARTS)
 def test_what_is_not_finite_stays(name):
     layer, x = made(name)
