@@ -96,10 +96,11 @@ def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear, around: Branch = ALONE) -> Te
 
 def heat_conduction(hco: Any, x: Tensor, decay: Tensor, around: Branch = ALONE) -> Tensor:
     """A heat conduction operator for a given decay (H, W, C)."""
-    out = paddle.empty(x.shape, x.dtype)
+    out, gate, heat = (paddle.empty(x.shape, x.dtype) for _ in range(3))
     native.run(
         "heat_conduction", x, *_norm(around.first), hco.dwconv.weight, hco.dwconv.bias, hco.linear.weight,
         hco.linear.bias, cosine_basis(x.shape[1]), cosine_basis(x.shape[2]), decay, hco.out_norm.weight,
-        hco.out_norm.bias, hco.out_norm._epsilon, *around.ending(x, hco.out_linear), *x.shape, out, *[None] * 4,
+        hco.out_norm.bias, hco.out_norm._epsilon, *around.ending(x, hco.out_linear), *x.shape, out,
+        None, None, gate, heat,
     )  # fmt: skip
     return out

@@ -98,21 +98,21 @@ void mlp(const float *in, const float *first_weight, const float *first_bias, fl
 }
 
 /* The Heat Conduction Operator of maps (B, H, W, C), and the ending, with its last linear layer (C, C). kernel (C, 9),
- * weight (C, 2 C), bases (H, H) and (W, W) of the DCT, decay (H, W, C). Kept, all or none, like the maps: what the linear
- * layer is given, the modes before they are damped, the gate and the conducted heat. */
+ * weight (C, 2 C), bases (H, H) and (W, W) of the DCT, decay (H, W, C). Maps (B, H, W, C) besides: gate and heat, which
+ * are needed; kept, both or neither, what the linear layer is given and the modes before they are damped. If they are, the
+ * conducted heat is left in `heat`. */
 void heat_conduction(const float *in, const float *first_weight, const float *first_bias, float first_epsilon,
                      const float *kernel, const float *kernel_bias, const float *weight,
                      const float *bias, const float *row_basis, const float *column_basis, const float *decay,
                      const float *inner_weight, const float *inner_bias, float inner_epsilon, const float *out_weight,
                      const float *out_bias, const float *norm_weight, const float *norm_bias, const float *scale,
                      const float *x, float epsilon, n_t B, n_t H, n_t W, n_t C, float *out,
-                     float *kept_convolved, float *kept_modes, float *kept_gate, float *kept_heat) {
+                     float *kept_convolved, float *kept_modes, float *gate, float *heat) {
     ending end = {out_weight, out_bias, norm_weight, norm_bias, scale, x, epsilon};
     n_t lines = B * H, line = W * C, size = piece_of(lines, W, 2 * C), threads = omp_get_max_threads();
     n_t width = whole_lines(piece_of(line, 1, H));
     n_t own = whole_lines(2 * size * line > H * width ? 2 * size * line : H * width);
-    float *heat = kept_heat ? kept_heat : allocate(lines * line);
-    float *gate = kept_gate ? kept_gate : allocate(lines * line), *space = allocate(own * threads);
+    float *space = allocate(own * threads);
     float *taps = allocate(9 * C), *zeros = calloc((size_t)C, sizeof(float));
     for (n_t c = 0; c < C; c++)
         for (int k = 0; k < 9; k++) taps[k * C + c] = kernel[c * 9 + k];
@@ -157,14 +157,12 @@ void heat_conduction(const float *in, const float *first_weight, const float *fi
         float *half = space + own * omp_get_thread_num();
         for (n_t i = 0; i < count; i++)
             product(W, C, W, TRANSPOSED, column_basis, W, AS_IS, heat + (start + i) * line, C, 0, half + i * line, C);
-        if (kept_heat) memcpy(heat + start * line, half, (size_t)(count * line) * sizeof(float));
+        if (kept_modes) memcpy(heat + start * line, half, (size_t)(count * line) * sizeof(float));
         for (n_t row = 0; row < count * W; row++)
             norm_gate_row(half + row * C, NULL, gate + start * line + row * C, NULL, inner_weight, inner_bias,
                           inner_epsilon, C, half + row * C);
         end_branch(end, half, C, start * W, count * W, C, out);
     }
-    if (!kept_heat) free(heat);
-    if (!kept_gate) free(gate);
     free(space);
     free(taps);
     free(zeros);
