@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_vheat._paddle import paddle
+from paddle_vheat.ops import native
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,7 +54,8 @@ def multiply_adds() -> Iterator[list[int]]:
     """Count the multiply-adds of matrix products and convolutions as Paddle is asked for them.
 
     Whatever layer asks: the counts are of the kernels called in the meantime, by the shapes that they are given.
-    Norms, activations and interpolation count nothing. Gives a list with the sum.
+    Norms, activations and interpolation count nothing. Kernels in C, which ask nobody, are switched off. Gives a list
+    with the sum.
     """
     operations: Any = paddle._C_ops
     total = [0]
@@ -89,9 +91,11 @@ def multiply_adds() -> Iterator[list[int]]:
     watch("linear", lambda args, options, output: product(args[0], args[1], False, False, output))
     for name in ("conv2d", "depthwise_conv2d"):
         watch(name, lambda args, options, output: convolution(args[1], output))
+    usable, native.usable = native.usable, lambda *_: False
     try:
         yield total
     finally:
+        native.usable = usable
         for name, original in originals.items():
             setattr(operations, name, original)
 

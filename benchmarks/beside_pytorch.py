@@ -93,7 +93,10 @@ def run_form(job: dict[str, Any], form: str, folder: Path) -> dict[str, Any]:
     only_avx2 = os.environ.get("MKL_DEBUG_CPU_TYPE") == "5" and pytorch
     limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"} if only_avx2 else {}
     row = common.in_own_process(str(script), job, OMP_NUM_THREADS=str(job["threads"]), **limits)
-    print(f"  {form}: {1e3 * row['seconds']:.1f} ms, {row['peak_mib']:.0f} MiB", file=sys.stderr, flush=True)
+    processor = f"{1e3 * row['processor_seconds']:.1f} ms of processors"
+    print(
+        f"  {form}: {1e3 * row['seconds']:.1f} ms, {processor}, {row['peak_mib']:.0f} MiB", file=sys.stderr, flush=True
+    )
     return row
 
 
@@ -149,11 +152,12 @@ def main() -> None:
                 rows = compare({**job, "least": 2.0}, (*pytorch, *ours), args.rounds)
                 best = min(rows[form]["seconds"] for form in pytorch if form in rows)
                 print(f"\n{model}, {'training step' if train else 'inference'}, {size} x {size}, batch {batch}")
-                print(f"{'':<26} {'ms':>9} {'beside PyTorch':>15} {'peak MiB':>9}")
+                print(f"{'':<26} {'ms':>9} {'beside PyTorch':>15} {'processor ms':>13} {'peak MiB':>9}")
                 for form, row in rows.items():
                     row["beside_pytorch"] = best / row["seconds"]
-                    cells = f"{1e3 * row['seconds']:>9.1f} {row['beside_pytorch']:>14.2f}x {row['peak_mib']:>9.0f}"
-                    print(f"{form:<26} {cells}", flush=True)
+                    cells = f"{1e3 * row['seconds']:>9.1f} {row['beside_pytorch']:>14.2f}x"
+                    rest = f"{1e3 * row['processor_seconds']:>13.1f} {row['peak_mib']:>9.0f}"
+                    print(f"{form:<26} {cells} {rest}", flush=True)
                 report["results"].append({**job, "rows": rows})
     common.write_json(args.json, report)
 

@@ -1,5 +1,6 @@
 """Models: the vHeat backbone, its classifier, UPerNet in the published layout, and segmentors for pixel contrast."""
 
+from paddle_vheat.models import evaluated as _evaluated  # noqa: F401 - registers its forms
 from paddle_vheat.models import trained as _trained  # noqa: F401 - registers its forms
 from paddle_vheat.models.classifier import VHeatClassifier
 from paddle_vheat.models.contrast import PixelContrastSegmentor, ProjectionHead, UPerNetContrast

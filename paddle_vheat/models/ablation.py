@@ -248,6 +248,7 @@ class FoldedAblation(FoldedHeatConduction2D):
     """An ablated operator for maps of one size."""
 
     conduct, _propagate = AblatedHeat.conduct, AblatedHeat._propagate
+    _conduct_evaluated = AblatedHeat.conduct  # not by kernels
 
     def __init__(self, hco: AblatedHeat, decay: Tensor) -> None:
         super().__init__(hco, decay)

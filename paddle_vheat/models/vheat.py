@@ -17,7 +17,7 @@ from paddle_vheat._paddle import PADDLE_2, F, nn, paddle
 from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform
 from paddle_vheat.ops import HeatConduction2D, fold
 from paddle_vheat.ops.dct import check_products, dtype_name, known_size, size_of
-from paddle_vheat.ops.fold import apply_linear, become, convolve_channels_last, int_pair
+from paddle_vheat.ops.fold import become, int_pair
 from paddle_vheat.ops.heat import FoldedHeatConduction2D, published_normal, resized_embedding
 
 Tensor = Any
@@ -80,15 +80,6 @@ class Stem(nn.Layer):
         x = F.gelu(self.norm1(self.conv1(x).transpose([0, 2, 3, 1])))
         return self.norm2(self.conv2(x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1]))
 
-    def fast_form(self) -> nn.Layer:
-        return become(self, FastStem)
-
-
-class FastStem(Stem):
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.norm1(convolve_channels_last(self.conv1, x)))
-        return self.norm2(convolve_channels_last(self.conv2, x.transpose([0, 3, 1, 2])))
-
 
 class Downsample(nn.Layer):
     """Strided 3x3 convolution without bias and LayerNorm: (B, H, W, C) -> (B, H/2, W/2, 2C)."""
@@ -100,14 +91,6 @@ class Downsample(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1]))
-
-    def fast_form(self) -> nn.Layer:
-        return become(self, FastDownsample)
-
-
-class FastDownsample(Downsample):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(convolve_channels_last(self.conv, x.transpose([0, 3, 1, 2])))
 
 
 class MLP(nn.Layer):
@@ -121,14 +104,6 @@ class MLP(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
-
-    def fast_form(self) -> nn.Layer:
-        return become(self, FastMLP)
-
-
-class FastMLP(MLP):
-    def forward(self, x: Tensor) -> Tensor:
-        return apply_linear(self.fc2, F.gelu(apply_linear(self.fc1, x)))
 
 
 class Block(nn.Layer):

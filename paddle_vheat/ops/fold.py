@@ -13,7 +13,10 @@ multiple of 4096 bytes apart (192 x 192, as all powers of two) takes longer than
 what a product is added to, or is passed on to the next layer where that is linear, and channels come last out of a
 product rather than of a transposition.
 
-They are for evaluation. Where a gradient is wanted, on a GPU, in a static graph, and for a layer that is watched by a
+Where there are kernels in C, they evaluate heat conduction and vHeat's other parts instead
+(:mod:`paddle_vheat.ops.evaluated`).
+
+Both are for evaluation. Where a gradient is wanted, on a GPU, in a static graph, and for a layer that is watched by a
 hook or has been replaced by another (quantisation does so), the layers are called as they are.
 """
 
@@ -105,16 +108,18 @@ def become(layer: nn.Layer, form: type) -> nn.Layer:
 
 
 def is_plain(layer: nn.Layer) -> bool:
-    """Whether this is a linear layer or a convolution that computes what its parameters say, without a hook, and has no
-    option that the forms below do not know."""
+    """Whether this is a linear layer, a LayerNorm or a convolution that computes what its parameters say, without a
+    hook, and has no option that the faster forms do not know."""
     if type(layer) is nn.Conv2D:
         known = layer._padding_mode == "zeros" and list(layer._dilation) == [1, 1] and isinstance(layer._padding, int)
+    elif type(layer) is nn.LayerNorm:
+        known = layer.weight is not None and layer.bias is not None and len(layer._normalized_shape) == 1
     else:
         known = type(layer) is nn.Linear and layer.bias is not None
     return known and not layer._forward_pre_hooks and not layer._forward_post_hooks
 
 
-def _are_evaluated_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
+def are_evaluated_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
     """Whether nothing is differentiated, nothing empty, and the layers were plain and have got no hook since.
 
     The forward pass of a layer in training whose activations are recomputed is not: it must equal the second pass.
@@ -137,7 +142,7 @@ def _are_evaluated_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
 
 def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """``layer(x)``."""
-    return _apply_linear(layer, x) if paddle.in_dynamic_mode() and _are_evaluated_on_cpu(x, layer) else layer(x)
+    return _apply_linear(layer, x) if paddle.in_dynamic_mode() and are_evaluated_on_cpu(x, layer) else layer(x)
 
 
 def _apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -150,7 +155,7 @@ def convolve_channels_last(convolution: nn.Conv2D, x: Tensor) -> Tensor:
     """A convolution of (B, C, H, W) -> (B, H', W', D)."""
     return (
         _convolve_channels_last(convolution, x)
-        if paddle.in_dynamic_mode() and convolution._groups == 1 and _are_evaluated_on_cpu(x, convolution)
+        if paddle.in_dynamic_mode() and convolution._groups == 1 and are_evaluated_on_cpu(x, convolution)
         else nn.Conv2D.forward(convolution, x).transpose([0, 2, 3, 1])
     )
 
@@ -172,7 +177,7 @@ def depthwise_then_linear(depthwise: nn.Conv2D, linear: nn.Linear, x: Tensor) ->
     """``linear`` over the channels of ``depthwise`` of (B, C, H, W) -> (B, H, W, D)."""
     return (
         _depthwise_then_linear(depthwise, linear, x)
-        if paddle.in_dynamic_mode() and _are_evaluated_on_cpu(x, depthwise, linear)
+        if paddle.in_dynamic_mode() and are_evaluated_on_cpu(x, depthwise, linear)
         else linear(depthwise(x).transpose([0, 2, 3, 1]))
     )
 

@@ -10,12 +10,15 @@ import math
 from typing import Any
 
 from paddle_vheat._paddle import paddle
+from paddle_vheat.ops.dct import cosine_basis
 from paddle_vheat.ops.heat import _dct_map
 from paddle_vheat.ops.native import run
 
 Tensor = Any
 
 PATCH_VALUES = 2**24  # neighbourhoods of a convolution that are laid out at a time: 64 MiB
+NO_NORM = None, None, 0.0  # of kernels of forward.c: that begin with no LayerNorm,
+BARE = None, None, None, None, 0.0  # and end with the linear layer
 
 
 def _like(x: Tensor) -> Tensor:
@@ -62,7 +65,7 @@ class LayerNorm(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight = ctx.saved_tensor()
-        of_x, sums = _like(x), paddle.empty([2, x.shape[-1]])
+        of_x, sums = _like(x), paddle.empty([2, x.shape[-1]], x.dtype)
         run("layer_norm_gradient", gradient, x, weight, ctx.epsilon, *_rows(x), of_x, sums)
         return wanted(ctx, of_x, *sums)
 
@@ -72,13 +75,13 @@ class GELU(paddle.autograd.PyLayer):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         out = _like(x)
-        run("gelu", x, paddle.zeros([x.shape[-1]]), *_rows(x), out)
+        run("gelu", x, paddle.zeros([x.shape[-1]], x.dtype), *_rows(x), out)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensor()
-        of_x, bias = _like(x), paddle.zeros([x.shape[-1]])
+        of_x, bias = _like(x), paddle.zeros([x.shape[-1]], x.dtype)
         run("gelu_gradient", gradient, x, bias, *_rows(x), _like(x), of_x, _like(bias))
         return of_x
 
@@ -109,11 +112,11 @@ class MLP(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
         ctx.needed = needed(x, weight1, bias1, weight2, bias2)
-        hidden = paddle.matmul(x, weight1)
+        hidden, out = paddle.empty([*x.shape[:-1], weight1.shape[1]], x.dtype), _like(x)
+        ending = weight2, bias2, *BARE
+        run("mlp", x, *NO_NORM, weight1, bias1, *ending, *_rows(x), weight1.shape[1], out, hidden)
         ctx.save_for_backward(x, weight1, bias1, weight2, hidden)
-        activated = _like(hidden)
-        run("gelu", hidden, bias1, *_rows(hidden), activated)
-        return affine(activated, weight2, bias2)
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
@@ -188,8 +191,8 @@ def _patches(x: Tensor, stride: int) -> Tensor:
 class HeatConduction(paddle.autograd.PyLayer):
     """The Heat Conduction Operator for a decay (H, W, C) that is 1 at mode (0, 0).
 
-    A constant is a multiple of that mode, which is not damped. So the linear layer's bias on the heat may be added
-    after the conduction, in the pass that normalises.
+    A constant is a multiple of that mode, which is not damped. So the gradient of the linear layer's bias on the heat
+    is already known from the conducted heat's.
     """
 
     @staticmethod
@@ -209,33 +212,25 @@ class HeatConduction(paddle.autograd.PyLayer):
     ) -> Tensor:
         ctx.epsilon = epsilon
         ctx.needed = needed(x, decay, kernel, kernel_bias, weight, bias, norm_weight, norm_bias, out_weight, out_bias)
-        channels = x.shape[-1]
-        convolved = _like(x)
-        run("depthwise", x, kernel.reshape([channels, 9]).t(), kernel_bias, *x.shape, convolved)
-        modes = _dct_map(paddle.matmul(convolved, weight[:, :channels]), inverse=False)
-        gate = paddle.matmul(convolved, weight[:, channels:])
-        damped = _like(modes)
-        run("damp", modes, decay, x.shape[0], decay.size, damped)
-        heat = _dct_map(damped, inverse=True)
-        ctx.save_for_backward(
-            x, decay, kernel, weight, bias, norm_weight, norm_bias, out_weight, convolved, modes, gate, heat
-        )
-        gated = damped  # its memory
-        shifts = bias.reshape([2, channels])
-        run("norm_gate", heat, shifts[0], gate, shifts[1], norm_weight, norm_bias, epsilon, *_rows(x), gated)
-        return affine(gated, out_weight, out_bias)
+        bases = cosine_basis(x.shape[1]), cosine_basis(x.shape[2])
+        ending = out_weight, out_bias, *BARE
+        out, *kept = (_like(x) for _ in range(5))
+        run(
+            "heat_conduction", x, *NO_NORM, kernel, kernel_bias, weight, bias, *bases, decay, norm_weight, norm_bias,
+            epsilon, *ending, *x.shape, out, *kept,
+        )  # fmt: skip
+        ctx.save_for_backward(x, decay, kernel, weight, norm_weight, norm_bias, out_weight, *kept)
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, decay, kernel, weight, bias, norm_weight, norm_bias, out_weight, convolved, modes, gate, heat = (
-            ctx.saved_tensor()
-        )
+        x, decay, kernel, weight, norm_weight, norm_bias, out_weight, convolved, modes, gate, heat = ctx.saved_tensor()
         channels = x.shape[-1]
-        shifts = bias.reshape([2, channels])
+        no_shift = paddle.zeros([channels], x.dtype)
         of_heat = paddle.matmul(gradient, out_weight, transpose_y=True)
-        gated, of_gate, sums = _like(x), _like(x), paddle.empty([4, channels])
+        gated, of_gate, sums = _like(x), _like(x), paddle.empty([4, channels], x.dtype)
         run(
-            "norm_gate_gradient", of_heat, heat, shifts[0], gate, shifts[1], norm_weight, norm_bias, ctx.epsilon,
+            "norm_gate_gradient", of_heat, heat, no_shift, gate, no_shift, norm_weight, norm_bias, ctx.epsilon,
             *_rows(x), gated, of_heat, of_gate, sums,
         )  # fmt: skip
         of_out_weight = paddle.matmul(flat(gated), flat(gradient), transpose_x=True)
@@ -249,10 +244,10 @@ class HeatConduction(paddle.autograd.PyLayer):
             flat(of_gate),
             weight[:, channels:].t(),
         ).reshape(x.shape)
-        of_kernel, of_x = paddle.empty([10, channels]), of_heat
+        of_kernel, of_x = paddle.empty([10, channels], x.dtype), of_heat
         run("depthwise_gradient", of_convolved, x, *x.shape, of_kernel)
         mirrored = kernel.reshape([channels, 9]).flip(1).t()
-        run("depthwise", of_convolved, mirrored, paddle.zeros([channels]), *x.shape, of_x)
+        run("depthwise", of_convolved, mirrored, no_shift, *x.shape, of_x)
         return wanted(
             ctx,
             of_x,

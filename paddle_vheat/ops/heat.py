@@ -16,6 +16,7 @@ import numpy as np
 
 from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import PADDLE_2, F, nn, no_autocast, paddle
+from paddle_vheat.ops import evaluated
 from paddle_vheat.ops.dct import check_products, cosine_basis, dtype_name, is_empty, known_size, size_of
 from paddle_vheat.ops.fold import apply_linear, become, depthwise_then_linear, int_pair
 from paddle_vheat.ops.lru import LRU
@@ -299,12 +300,13 @@ class FastHeatConduction2D(HeatConduction2D):
 
     def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
         return (
-            self._evaluate(x, frequency_embedding)
+            self._conduct_evaluated(x, self.kept_decay(x, frequency_embedding))
             if paddle.in_dynamic_mode() and not paddle.is_grad_enabled()
             else HeatConduction2D.forward(self, x, frequency_embedding)
         )
 
-    def _evaluate(self, x: Tensor, frequency_embedding: Tensor | None) -> Tensor:
+    def kept_decay(self, x: Tensor, frequency_embedding: Tensor | None) -> Tensor:
+        """:meth:`decay_for`, but kept for the next map of this size."""
         embedding = self._checked(x, frequency_embedding)
 
         def make() -> tuple[Tensor, Tensor]:
@@ -312,10 +314,17 @@ class FastHeatConduction2D(HeatConduction2D):
 
         if not embedding.persistable:  # computed for this call
             self.__dict__["_unkept"] = True
-            return self.conduct(x, make()[1])
+            return make()[1]
         # The embedding is kept beside its decay, so that its id stays its own.
         key = (id(embedding), tuple(x.shape[1:]), str(embedding.dtype), str(embedding.place))
-        return self.conduct(x, self._decays.get(key, make, math.prod(x.shape[1:]))[1])
+        return self._decays.get(key, make, math.prod(x.shape[1:]))[1]
+
+    def _conduct_evaluated(self, x: Tensor, decay: Tensor) -> Tensor:
+        return (
+            evaluated.heat_conduction(self, x, decay)
+            if paddle.in_dynamic_mode() and evaluated.takes_operator(self, x, decay)
+            else self.conduct(x, decay)
+        )
 
     @property
     def _decays(self) -> LRU:
@@ -343,12 +352,9 @@ class FoldedHeatConduction2D(nn.Layer):
         decay: (H, W, C), of maps of that size.
     """
 
-    conduct, _conduct_heat, _project, _mix = (
-        HeatConduction2D.conduct,
-        HeatConduction2D._conduct_heat,
-        FastHeatConduction2D._project,
-        FastHeatConduction2D._mix,
-    )
+    conduct, _conduct_heat = HeatConduction2D.conduct, HeatConduction2D._conduct_heat
+    _project, _mix = FastHeatConduction2D._project, FastHeatConduction2D._mix
+    _conduct_evaluated = FastHeatConduction2D._conduct_evaluated
 
     def __init__(self, hco: HeatConduction2D, decay: Tensor) -> None:
         super().__init__()
@@ -366,8 +372,11 @@ class FoldedHeatConduction2D(nn.Layer):
     def decay_for(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
         return self.decay
 
+    def kept_decay(self, x: Tensor, frequency_embedding: Tensor | None) -> Tensor:
+        return self.decay
+
     def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
-        return self.conduct(x, self.decay)
+        return self._conduct_evaluated(x, self.decay)
 
 
 def without_conduction(model: Any) -> Any:

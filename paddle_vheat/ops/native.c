@@ -3,57 +3,11 @@
  * Compiled on first use and called by native.py. Arrays are float32, contiguous, channels last, and allocated by the
  * caller; `rows` is the product of all axes but the last, and C the last. Pieces of work go to threads in a fixed
  * order, so that for a number of threads every result is reproducible bit by bit. No -ffast-math: NaN must survive.
+ * What is done to a row is in kernels.h.
  */
-#include <math.h>
-#include <omp.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "kernels.h"
 
-typedef int64_t n_t;
-#define INLINE static inline __attribute__((always_inline))
-#define PRAGMA(text) _Pragma(#text)
-#define SIMD PRAGMA(omp simd)
-#define SUM(...) PRAGMA(omp simd reduction(+ : __VA_ARGS__))
 #define TILE 64 /* rows whose sums are added up before they go to the total: less rounding than one long sum */
-
-/* e^x to 1 ulp (Cephes' expf); below -87 that of -87, above 88 that of 88. */
-INLINE float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    float n = rintf(x * 1.44269504f);
-    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    union { int32_t i; float f; } power = {((int32_t)n + 127) << 23};
-    return p * power.f;
-}
-
-INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
-
-/* The normal distribution function, and e^(-x^2/2) in *bell. erfc(u) e^(u^2) is a polynomial in 1/(1 + 0.48 u),
- * fitted to a relative error of 1.3e-8. */
-INLINE float normal_cdf(float x, float *bell) {
-    float u = fabsf(x) * 0.70710678f, t = 1.0f / (1.0f + 0.48f * u);
-    float p = -5.67412979e-02f;
-    p = p * t + 3.02441203e-01f;
-    p = p * t - 5.99294828e-01f;
-    p = p * t + 4.70626137e-01f;
-    p = p * t - 1.37316565e-01f;
-    p = p * t + 2.53240752e-01f;
-    p = p * t + 2.23426510e-01f;
-    p = p * t + 2.72963717e-01f;
-    p = p * t + 2.70649125e-01f;
-    p = p * t + 5.23496319e-06f;
-    *bell = exponential(-u * u);
-    float half_erfc = 0.5f * p * *bell;
-    return x < 0.0f ? half_erfc : 1.0f - half_erfc;
-}
 
 /* Sums over rows. Each thread has n totals, and n more for the rows of a tile. */
 static float *begin_sums(n_t n) { return calloc((size_t)(2 * n) * (size_t)omp_get_max_threads(), sizeof(float)); }
@@ -78,26 +32,11 @@ static void end_sums(float *sums, n_t n, float *out) {
     _Pragma("omp for schedule(static)") for (n_t tile = 0; tile < ((rows) + TILE - 1) / TILE; tile++)
 #define FOR_ROWS(rows) for (n_t row = tile * TILE; row < (rows) && row < (tile + 1) * TILE; row++)
 
-INLINE void moments(const float *x, const float *shift, n_t C, float epsilon, float *mean, float *scale) {
-    float sum = 0.0f, squares = 0.0f;
-    SUM(sum) for (n_t c = 0; c < C; c++) sum += x[c] + (shift ? shift[c] : 0.0f);
-    float m = sum / (float)C;
-    SUM(squares) for (n_t c = 0; c < C; c++) {
-        float d = x[c] + (shift ? shift[c] : 0.0f) - m;
-        squares += d * d;
-    }
-    *mean = m;
-    *scale = 1.0f / sqrtf(squares / (float)C + epsilon);
-}
-
 /* LayerNorm over C. */
 void layer_norm(const float *restrict x, const float *restrict weight, const float *restrict bias, float epsilon,
                 n_t rows, n_t C, float *restrict out) {
     _Pragma("omp parallel") FOR_TILES(rows) FOR_ROWS(rows) {
-        float mean, scale;
-        moments(x + row * C, NULL, C, epsilon, &mean, &scale);
-        SIMD for (n_t c = 0; c < C; c++)
-            out[row * C + c] = (x[row * C + c] - mean) * scale * weight[c] + bias[c];
+        layer_norm_row(x + row * C, weight, bias, epsilon, C, out + row * C);
     }
 }
 
@@ -134,10 +73,7 @@ void layer_norm_gradient(const float *restrict gradient, const float *restrict x
 /* GELU of x + bias. */
 void gelu(const float *restrict x, const float *restrict bias, n_t rows, n_t C, float *restrict out) {
     _Pragma("omp parallel") FOR_TILES(rows) FOR_ROWS(rows) {
-        SIMD for (n_t c = 0; c < C; c++) {
-            float bell, value = x[row * C + c] + bias[c];
-            out[row * C + c] = value * normal_cdf(value, &bell);
-        }
+        gelu_row(x + row * C, bias, C, out + row * C);
     }
 }
 
@@ -168,13 +104,7 @@ void norm_gate(const float *restrict heat, const float *restrict heat_bias, cons
                const float *restrict gate_bias, const float *restrict weight, const float *restrict bias,
                float epsilon, n_t rows, n_t C, float *restrict out) {
     _Pragma("omp parallel") FOR_TILES(rows) FOR_ROWS(rows) {
-        float mean, scale;
-        moments(heat + row * C, heat_bias, C, epsilon, &mean, &scale);
-        SIMD for (n_t c = 0; c < C; c++) {
-            float z = gate[row * C + c] + gate_bias[c];
-            float normal = (heat[row * C + c] + heat_bias[c] - mean) * scale;
-            out[row * C + c] = (normal * weight[c] + bias[c]) * z * sigmoid(z);
-        }
+        norm_gate_row(heat + row * C, heat_bias, gate + row * C, gate_bias, weight, bias, epsilon, C, out + row * C);
     }
 }
 
@@ -258,31 +188,12 @@ void add_scaled(const float *restrict x, const float *restrict y, const float *r
     }
 }
 
-/* The nine pixels around (row, w) of maps (B * H, W, C); zeros beyond the edges. */
-INLINE void neighbours(const float *x, const float *zeros, n_t row, n_t w, n_t H, n_t W, n_t C, const float *at[9]) {
-    n_t h = row % H;
-    for (n_t i = -1; i <= 1; i++)
-        for (n_t j = -1; j <= 1; j++)
-            at[3 * (i + 1) + j + 1] = h + i < 0 || h + i >= H || w + j < 0 || w + j >= W
-                                          ? zeros
-                                          : x + ((row + i) * W + w + j) * C;
-}
-
 /* Depthwise 3 x 3 with a margin of 1: x (B, H, W, C), weight (9, C). */
 void depthwise(const float *restrict x, const float *restrict weight, const float *restrict bias, n_t B, n_t H, n_t W,
                n_t C, float *restrict out) {
     float *zeros = calloc((size_t)C, sizeof(float));
     _Pragma("omp parallel for schedule(static)") for (n_t row = 0; row < B * H; row++) {
-        for (n_t w = 0; w < W; w++) {
-            const float *a[9];
-            neighbours(x, zeros, row, w, H, W, C, a);
-            float *o = out + (row * W + w) * C;
-            SIMD for (n_t c = 0; c < C; c++) {
-                float sum = bias[c];
-                for (int k = 0; k < 9; k++) sum += weight[k * C + c] * a[k][c];
-                o[c] = sum;
-            }
-        }
+        depthwise_line(x, zeros, weight, bias, row, H, W, C, out + row * W * C);
     }
     free(zeros);
 }

@@ -1,8 +1,8 @@
-"""Kernels in C for a CPU (``native.c``): compiled on first use where there is a C compiler, otherwise done without.
+"""Kernels in C for a CPU (``native.c``, ``forward.c``): compiled on first use, done without where there is no compiler.
 
 Paddle's kernels for anything but matrix products run in one thread and pass over memory several times, which in a
 training step takes as long as the products (docs/performance.md). These share the threads of Paddle's own products:
-they are linked to the OpenMP library that Paddle has loaded.
+they are linked to the OpenMP library that Paddle has loaded, and to its MKL.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from paddle_vheat._paddle import paddle
 
 Tensor = Any
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "forward.c", "kernels.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 
 
 def usable(*tensors: Tensor) -> bool:
     """Whether the kernels are there and take these tensors."""
-    return (
-        paddle.in_dynamic_mode()
-        and all(x.dtype == paddle.float32 and x.place.is_cpu_place() and 0 not in x.shape for x in tensors)
-        and not missing()
-    )
+    if not paddle.in_dynamic_mode() or missing():
+        return False
+    float32 = paddle.float32
+    return all(x.dtype == float32 and x.place.is_cpu_place() and 0 not in x.shape for x in tensors)
 
 
 def missing() -> str:
@@ -67,14 +66,17 @@ def _load() -> tuple[Any, str]:
         openmp = next((line.split(maxsplit=5)[-1] for line in maps if line.endswith("/libiomp5.so")), None)
         if openmp is None:
             return None, "this Paddle is without Intel's OpenMP library"
-        return ctypes.CDLL(str(_compiled(openmp))), ""
+        mkl = Path(openmp).with_name("libmklml_intel.so")  # beside it; loaded with Paddle's first product
+        if not mkl.exists():
+            return None, "this Paddle is without Intel's MKL"
+        return ctypes.CDLL(str(_compiled([openmp, str(mkl)]))), ""
     except subprocess.CalledProcessError as error:
         return None, f"{error.cmd[0]}: {(error.stderr.splitlines() or ['failed'])[0]}"
     except OSError as error:
         return None, str(error)
 
 
-def _compiled(openmp: str) -> Path:
+def _compiled(libraries: list[str]) -> Path:
     """The shared library, compiled for this processor; kept in the cache."""
     compiler = shlex.split(os.environ.get("CC") or "cc")
     # The processor is to be taken for one without AVX-512, as by MKL (see cpu.py).
@@ -84,17 +86,17 @@ def _compiled(openmp: str) -> Path:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
         if line.startswith(("flags", "model name"))
     ]
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), *compiler, *flags, openmp, *processor]).encode())
+    sources = [source.read_text(encoding="utf-8") for source in SOURCES]
+    key = hashlib.sha256("\n".join([*sources, *compiler, *flags, *libraries, *processor]).encode())
     path = cache_home() / "native" / f"{key.hexdigest()[:16]}.so"
 
     def compile_to(target: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             # In two steps: linked with -fopenmp, it would have a second pool of threads, the compiler's own.
-            compiled = os.path.join(folder, "native.o")
-            for command in (
-                [*compiler, *flags, "-c", str(SOURCE), "-o", compiled],
-                [*compiler, "-shared", compiled, openmp, "-lm", "-o", target],
-            ):
+            compiled = {str(source): os.path.join(folder, f"{source.stem}.o") for source in SOURCES[:2]}
+            commands = [[*compiler, *flags, "-c", source, "-o", target] for source, target in compiled.items()]
+            commands.append([*compiler, "-shared", *compiled.values(), *libraries, "-lm", "-o", target])
+            for command in commands:
                 subprocess.run(command, check=True, capture_output=True, text=True)
 
     if not path.exists():

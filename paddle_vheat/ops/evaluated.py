@@ -1,0 +1,106 @@
+"""Evaluation on a CPU by the kernels of ``forward.c``: parts of a network as one call each.
+
+Each function computes what the layers given to it do, up to rounding, for float32 maps (B, H, W, C). Ask first whether
+the kernels take them: :func:`takes`, :func:`takes_operator`, :func:`takes_convolution`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from paddle_vheat._paddle import nn, paddle
+from paddle_vheat.ops import native
+from paddle_vheat.ops.dct import cosine_basis
+from paddle_vheat.ops.fold import are_evaluated_on_cpu
+
+Tensor = Any
+
+
+def takes(x: Tensor, *layers: nn.Layer) -> bool:
+    """Whether the kernels are there, and the layers are in evaluation, in float32 and unwatched; see :func:`fold`."""
+    return are_evaluated_on_cpu(x, *layers) and native.usable(x, *[layer.weight for layer in layers])
+
+
+def takes_operator(hco: Any, x: Tensor, decay: Tensor, *others: nn.Layer) -> bool:
+    """:func:`takes` of a heat conduction operator for a decay, and of other layers."""
+    layers = hco.dwconv, hco.linear, hco.out_norm, hco.out_linear, *others
+    return (
+        hco.data_format == "NHWC"
+        and x.shape[1:] == decay.shape
+        and takes(x, *layers)
+        and native.usable(decay)
+        and list(hco.dwconv.weight.shape) == [decay.shape[2], 1, 3, 3]
+        and hco.dwconv.bias is not None
+        and hco.dwconv._padding == 1
+    )
+
+
+def takes_convolution(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm) -> bool:
+    """:func:`takes` of a convolution 3 x 3, stride 2, margin 1, and of a LayerNorm over its channels."""
+    filters, channels, *kernel = convolution.weight.shape
+    return (
+        takes(x, convolution, norm)
+        and [channels, *kernel] == [x.shape[3], 3, 3]
+        and list(norm.weight.shape) == [filters]
+        and list(convolution._stride) == [2, 2]
+        and convolution._padding == 1
+    )
+
+
+def convolve(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm, activated: bool = False) -> Tensor:
+    """Convolution 3 x 3 with stride 2 and LayerNorm, and GELU if ``activated``: -> (B, ceil(H/2), ceil(W/2), D)."""
+    batch, height, width, _ = x.shape
+    out = paddle.empty([batch, (height + 1) // 2, (width + 1) // 2, convolution.weight.shape[0]], x.dtype)
+    native.run(
+        "convolution", x, convolution.weight, convolution.bias, norm.weight, norm.bias, norm._epsilon, int(activated),
+        *x.shape, out.shape[3], out,
+    )  # fmt: skip
+    return out
+
+
+def _norm(norm: nn.LayerNorm | None) -> tuple[Any, Any, float]:
+    return (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm._epsilon)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What is around an operator on a residual branch: LayerNorm ``first``; then the operator; then LayerNorm ``last``
+    and a ``scale`` (C,) for each channel; then what the branch left from is added, if it ``joins``."""
+
+    first: nn.LayerNorm | None = None
+    last: nn.LayerNorm | None = None
+    scale: Tensor | None = None
+    joins: bool = True
+
+    def ending(self, x: Tensor, linear: nn.Linear) -> tuple[Any, ...]:
+        """Arguments of a kernel for what follows the operator, its last linear layer included."""
+        weight, bias, epsilon = _norm(self.last)
+        return linear.weight, linear.bias, weight, bias, self.scale, x if self.joins else None, epsilon
+
+
+ALONE = Branch(joins=False)
+
+
+def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear, around: Branch = ALONE) -> Tensor:
+    """Linear, GELU, linear."""
+    out = paddle.empty([*x.shape[:-1], fc2.weight.shape[1]], x.dtype)
+    channels, hidden = fc1.weight.shape
+    rows = math.prod(x.shape[:-1])
+    native.run(
+        "mlp", x, *_norm(around.first), fc1.weight, fc1.bias, *around.ending(x, fc2), rows, channels, hidden, out, None
+    )
+    return out
+
+
+def heat_conduction(hco: Any, x: Tensor, decay: Tensor, around: Branch = ALONE) -> Tensor:
+    """A heat conduction operator for a given decay (H, W, C)."""
+    out, gate, heat = (paddle.empty(x.shape, x.dtype) for _ in range(3))
+    native.run(
+        "heat_conduction", x, *_norm(around.first), hco.dwconv.weight, hco.dwconv.bias, hco.linear.weight,
+        hco.linear.bias, cosine_basis(x.shape[1]), cosine_basis(x.shape[2]), decay, hco.out_norm.weight,
+        hco.out_norm.bias, hco.out_norm._epsilon, *around.ending(x, hco.out_linear), *x.shape, out,
+        None, None, gate, heat,
+    )  # fmt: skip
+    return out

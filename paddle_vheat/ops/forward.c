@@ -1,0 +1,191 @@
+/* Parts of a network, forward. A thread takes a piece of a map through all steps that need nothing beside it, matrix
+ * products among them, while the piece is in its cache. The products are those of Paddle's own library (MKL), called by
+ * each thread for itself. Training is given what it keeps for the gradient; in evaluation those arrays are NULL.
+ *
+ * Arrays as in native.c. Every value of a result is computed by one thread, in an order that does not depend on which
+ * thread it is: for a number of threads every result is reproducible bit by bit.
+ */
+#include "kernels.h"
+
+#define PIECE 131072   /* floats, 512 KiB: what stays in a core's cache beside some of the weights */
+#define LEAST_ROWS 96   /* fewer, and a product takes longer to lay out its weights than to multiply them */
+#define FOR_PIECES(count, size) \
+    _Pragma("omp parallel for schedule(monotonic : dynamic)") for (n_t start = 0; start < (count); start += (size))
+
+void cblas_sgemm(int order, int a_form, int b_form, int M, int N, int K, float factor, const float *a, int a_stride,
+                 const float *b, int b_stride, float out_factor, float *out, int out_stride);
+enum { AS_IS = 111, TRANSPOSED = 112 }; /* of cblas.h */
+
+/* out (M, N) = a (M, K) b (K, N), added to what is there if `add`. The strides are those of rows. */
+INLINE void product(n_t M, n_t N, n_t K, int a_form, const float *a, n_t a_stride, int b_form, const float *b,
+                    n_t b_stride, int add, float *out, n_t out_stride) {
+    cblas_sgemm(101, a_form, b_form, (int)M, (int)N, (int)K, 1.0f, a, (int)a_stride, b, (int)b_stride,
+                add ? 1.0f : 0.0f, out, (int)out_stride);
+}
+
+/* Whole cache lines: the order in which MKL adds may depend on where in a line its arrays begin. */
+INLINE n_t whole_lines(n_t floats) { return (floats + 15) / 16 * 16; }
+
+static float *allocate(n_t floats) {
+    float *space = aligned_alloc(64, (size_t)whole_lines(floats) * sizeof(float));
+    if (!space) {
+        fprintf(stderr, "paddle_vheat: out of memory\n");
+        abort();
+    }
+    return space;
+}
+
+INLINE n_t smaller(n_t a, n_t b) { return a < b ? a : b; }
+
+/* How many of `count` lines of `rows` rows of `width` floats make a piece; the threads get equally many pieces. */
+static n_t piece_of(n_t count, n_t rows, n_t width) {
+    n_t threads = omp_get_max_threads(), most = PIECE / width > LEAST_ROWS ? PIECE / width : LEAST_ROWS;
+    most = most / rows > 1 ? most / rows : 1;
+    n_t pieces = ((count + most - 1) / most + threads - 1) / threads * threads;
+    return (count + pieces - 1) / pieces;
+}
+
+/* Every row of out the bias, or zeros where that is NULL. */
+INLINE void fill(const float *bias, n_t rows, n_t C, float *out) {
+    for (n_t row = 0; row < rows; row++)
+        if (bias)
+            memcpy(out + row * C, bias, (size_t)C * sizeof(float));
+        else
+            memset(out + row * C, 0, (size_t)C * sizeof(float));
+}
+
+/* What a branch (rows, C) of a residual block ends with: a linear layer (K, C); then, unless NULL, LayerNorm and a
+ * scale for each channel; then, unless NULL, x is added, from which the branch left. What it begins with, unless NULL,
+ * is a LayerNorm of its own, the `first`. */
+typedef struct {
+    const float *weight, *bias, *norm_weight, *norm_bias, *scale, *x;
+    float epsilon;
+} ending;
+
+INLINE void end_branch(ending end, const float *inner, n_t K, n_t start, n_t rows, n_t C, float *whole_out) {
+    const float *x = end.x ? end.x + start * C : NULL;
+    float *out = whole_out + start * C;
+    fill(end.bias, rows, C, out);
+    product(rows, C, K, AS_IS, inner, K, AS_IS, end.weight, C, 1, out, C);
+    for (n_t row = 0; row < rows; row++) {
+        float *o = out + row * C;
+        if (end.norm_weight) layer_norm_row(o, end.norm_weight, end.norm_bias, end.epsilon, C, o);
+        if (end.scale) SIMD for (n_t c = 0; c < C; c++) o[c] *= end.scale[c];
+        if (x) SIMD for (n_t c = 0; c < C; c++) o[c] += x[row * C + c];
+    }
+}
+
+/* Linear (C, N), GELU, and the ending, with its linear layer (N, C). kept (rows, N): what the bias is added to. */
+void mlp(const float *in, const float *first_weight, const float *first_bias, float first_epsilon, const float *weight, const float *bias, const float *out_weight, const float *out_bias,
+         const float *norm_weight, const float *norm_bias, const float *scale, const float *x, float epsilon, n_t rows,
+         n_t C, n_t N, float *out, float *kept) {
+    ending end = {out_weight, out_bias, norm_weight, norm_bias, scale, x, epsilon};
+    n_t size = piece_of(rows, 1, N);
+    n_t own = whole_lines(size * (N + C));
+    float *space = allocate(own * omp_get_max_threads());
+    FOR_PIECES(rows, size) {
+        n_t count = smaller(size, rows - start);
+        float *hidden = space + own * omp_get_thread_num(), *normal = hidden + size * N;
+        float *widened = kept ? kept + start * N : hidden;
+        const float *piece = first_weight ? normal : in + start * C;
+        for (n_t row = 0; first_weight && row < count; row++)
+            layer_norm_row(in + (start + row) * C, first_weight, first_bias, first_epsilon, C, normal + row * C);
+        product(count, N, C, AS_IS, piece, C, AS_IS, weight, N, 0, widened, N);
+        for (n_t row = 0; row < count; row++) gelu_row(widened + row * N, bias, N, hidden + row * N);
+        end_branch(end, hidden, N, start, count, C, out);
+    }
+    free(space);
+}
+
+/* The Heat Conduction Operator of maps (B, H, W, C), and the ending, with its last linear layer (C, C). kernel (C, 9),
+ * weight (C, 2 C), bases (H, H) and (W, W) of the DCT, decay (H, W, C). Maps (B, H, W, C) besides: gate and heat, which
+ * are needed; kept, both or neither, what the linear layer is given and the modes before they are damped. If they are, the
+ * conducted heat is left in `heat`. */
+void heat_conduction(const float *in, const float *first_weight, const float *first_bias, float first_epsilon,
+                     const float *kernel, const float *kernel_bias, const float *weight,
+                     const float *bias, const float *row_basis, const float *column_basis, const float *decay,
+                     const float *inner_weight, const float *inner_bias, float inner_epsilon, const float *out_weight,
+                     const float *out_bias, const float *norm_weight, const float *norm_bias, const float *scale,
+                     const float *x, float epsilon, n_t B, n_t H, n_t W, n_t C, float *out,
+                     float *kept_convolved, float *kept_modes, float *gate, float *heat) {
+    ending end = {out_weight, out_bias, norm_weight, norm_bias, scale, x, epsilon};
+    n_t lines = B * H, line = W * C, size = piece_of(lines, W, 2 * C), threads = omp_get_max_threads();
+    n_t width = whole_lines(piece_of(line, 1, H));
+    n_t own = whole_lines(2 * size * line > H * width ? 2 * size * line : H * width);
+    float *space = allocate(own * threads);
+    float *taps = allocate(9 * C), *zeros = calloc((size_t)C, sizeof(float));
+    for (n_t c = 0; c < C; c++)
+        for (int k = 0; k < 9; k++) taps[k * C + c] = kernel[c * 9 + k];
+
+    if (first_weight) {
+        float *normal = out; /* its memory, until there is a result */
+        FOR_PIECES(lines, size) {
+            for (n_t row = start * W; row < smaller(start + size, lines) * W; row++)
+                layer_norm_row(in + row * C, first_weight, first_bias, first_epsilon, C, normal + row * C);
+        }
+        in = normal;
+    }
+    FOR_PIECES(lines, size) {
+        n_t count = smaller(size, lines - start);
+        float *half = space + own * omp_get_thread_num();
+        float *convolved = kept_convolved ? kept_convolved + start * line : half + size * line;
+        for (n_t i = 0; i < count; i++)
+            depthwise_line(in, zeros, taps, kernel_bias, start + i, H, W, C, convolved + i * line);
+        fill(bias, count * W, C, half);
+        product(count * W, C, C, AS_IS, convolved, C, AS_IS, weight, 2 * C, 1, half, C);
+        fill(bias + C, count * W, C, gate + start * line);
+        product(count * W, C, C, AS_IS, convolved, C, AS_IS, weight + C, 2 * C, 1, gate + start * line, C);
+        for (n_t i = 0; i < count; i++)
+            product(W, C, W, AS_IS, column_basis, W, AS_IS, half + i * line, C, 0, heat + (start + i) * line, C);
+    }
+    for (n_t b = 0; b < B; b++) {
+        float *map = heat + b * H * line;
+        FOR_PIECES(line, width) {
+            n_t count = smaller(width, line - start);
+            float *damped = space + own * omp_get_thread_num();
+            float *modes = kept_modes ? kept_modes + b * H * line + start : damped;
+            n_t stride = kept_modes ? line : count;
+            product(H, count, H, AS_IS, row_basis, H, AS_IS, map + start, line, 0, modes, stride);
+            for (n_t h = 0; h < H; h++)
+                SIMD for (n_t i = 0; i < count; i++)
+                    damped[h * count + i] = modes[h * stride + i] * decay[h * line + start + i];
+            product(H, count, H, TRANSPOSED, row_basis, H, AS_IS, damped, count, 0, map + start, line);
+        }
+    }
+    FOR_PIECES(lines, size) {
+        n_t count = smaller(size, lines - start);
+        float *half = space + own * omp_get_thread_num();
+        for (n_t i = 0; i < count; i++)
+            product(W, C, W, TRANSPOSED, column_basis, W, AS_IS, heat + (start + i) * line, C, 0, half + i * line, C);
+        if (kept_modes) memcpy(heat + start * line, half, (size_t)(count * line) * sizeof(float));
+        for (n_t row = 0; row < count * W; row++)
+            norm_gate_row(half + row * C, NULL, gate + start * line + row * C, NULL, inner_weight, inner_bias,
+                          inner_epsilon, C, half + row * C);
+        end_branch(end, half, C, start * W, count * W, C, out);
+    }
+    free(space);
+    free(taps);
+    free(zeros);
+}
+
+/* Convolution 3 x 3, stride 2, margin 1, of x (B, H, W, C) to D channels, and LayerNorm; GELU too if `activated`.
+ * weight (D, C * 9); bias may be NULL. */
+void convolution(const float *x, const float *weight, const float *bias, const float *norm_weight,
+                 const float *norm_bias, float epsilon, n_t activated, n_t B, n_t H, n_t W, n_t C, n_t D, float *out) {
+    n_t lines = B * ((H + 1) / 2), columns = (W + 1) / 2, K = 9 * C, size = piece_of(lines, columns, K);
+    n_t own = whole_lines(size * columns * K);
+    float *space = allocate(own * omp_get_max_threads()), *zeros = calloc((size_t)C, sizeof(float));
+    FOR_PIECES(lines, size) {
+        n_t count = smaller(size, lines - start), rows = count * columns;
+        float *patches = space + own * omp_get_thread_num(), *o = out + start * columns * D;
+        for (n_t i = 0; i < count; i++) patches_line(x, zeros, start + i, H, W, C, patches + i * columns * K);
+        fill(bias, rows, D, o);
+        product(rows, D, K, AS_IS, patches, K, TRANSPOSED, weight, K, 1, o, D);
+        for (n_t row = 0; row < rows; row++, o += D) {
+            layer_norm_row(o, norm_weight, norm_bias, epsilon, D, o);
+            if (activated) gelu_row(o, NULL, D, o);
+        }
+    }
+    free(space);
+    free(zeros);
+}

@@ -1,0 +1,125 @@
+/* What native.c and forward.c do to a row, and what their loops are made of. */
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int64_t n_t;
+#define INLINE static inline __attribute__((always_inline))
+#define PRAGMA(text) _Pragma(#text)
+#define SIMD PRAGMA(omp simd)
+#define SUM(...) PRAGMA(omp simd reduction(+ : __VA_ARGS__))
+
+/* e^x to 1 ulp (Cephes' expf); below -87 that of -87, above 88 that of 88. */
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float n = rintf(x * 1.44269504f);
+    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    union { int32_t i; float f; } power = {((int32_t)n + 127) << 23};
+    return p * power.f;
+}
+
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+/* The normal distribution function, and e^(-x^2/2) in *bell. erfc(u) e^(u^2) is a polynomial in 1/(1 + 0.48 u),
+ * fitted to a relative error of 1.3e-8. */
+INLINE float normal_cdf(float x, float *bell) {
+    float u = fabsf(x) * 0.70710678f, t = 1.0f / (1.0f + 0.48f * u);
+    float p = -5.67412979e-02f;
+    p = p * t + 3.02441203e-01f;
+    p = p * t - 5.99294828e-01f;
+    p = p * t + 4.70626137e-01f;
+    p = p * t - 1.37316565e-01f;
+    p = p * t + 2.53240752e-01f;
+    p = p * t + 2.23426510e-01f;
+    p = p * t + 2.72963717e-01f;
+    p = p * t + 2.70649125e-01f;
+    p = p * t + 5.23496319e-06f;
+    *bell = exponential(-u * u);
+    float half_erfc = 0.5f * p * *bell;
+    return x < 0.0f ? half_erfc : 1.0f - half_erfc;
+}
+
+INLINE void moments(const float *x, const float *shift, n_t C, float epsilon, float *mean, float *scale) {
+    float sum = 0.0f, squares = 0.0f;
+    SUM(sum) for (n_t c = 0; c < C; c++) sum += x[c] + (shift ? shift[c] : 0.0f);
+    float m = sum / (float)C;
+    SUM(squares) for (n_t c = 0; c < C; c++) {
+        float d = x[c] + (shift ? shift[c] : 0.0f) - m;
+        squares += d * d;
+    }
+    *mean = m;
+    *scale = 1.0f / sqrtf(squares / (float)C + epsilon);
+}
+
+/* LayerNorm of a row; out may be x. */
+INLINE void layer_norm_row(const float *x, const float *weight, const float *bias, float epsilon, n_t C, float *out) {
+    float mean, scale;
+    moments(x, NULL, C, epsilon, &mean, &scale);
+    SIMD for (n_t c = 0; c < C; c++) out[c] = (x[c] - mean) * scale * weight[c] + bias[c];
+}
+
+/* GELU of x + bias, or of x where bias is NULL; out may be x. */
+INLINE void gelu_row(const float *x, const float *bias, n_t C, float *out) {
+    SIMD for (n_t c = 0; c < C; c++) {
+        float bell, value = x[c] + (bias ? bias[c] : 0.0f);
+        out[c] = value * normal_cdf(value, &bell);
+    }
+}
+
+/* LayerNorm(heat + heat_bias) * SiLU(gate + gate_bias), without a bias where it is NULL; out may be heat. */
+INLINE void norm_gate_row(const float *heat, const float *heat_bias, const float *gate, const float *gate_bias,
+                          const float *weight, const float *bias, float epsilon, n_t C, float *out) {
+    float mean, scale;
+    moments(heat, heat_bias, C, epsilon, &mean, &scale);
+    SIMD for (n_t c = 0; c < C; c++) {
+        float z = gate[c] + (gate_bias ? gate_bias[c] : 0.0f);
+        float normal = (heat[c] + (heat_bias ? heat_bias[c] : 0.0f) - mean) * scale;
+        out[c] = (normal * weight[c] + bias[c]) * z * sigmoid(z);
+    }
+}
+
+/* The nine pixels around (row, w) of maps (B * H, W, C); zeros beyond the edges. */
+INLINE void neighbours(const float *x, const float *zeros, n_t row, n_t w, n_t H, n_t W, n_t C, const float *at[9]) {
+    n_t h = row % H;
+    for (n_t i = -1; i <= 1; i++)
+        for (n_t j = -1; j <= 1; j++)
+            at[3 * (i + 1) + j + 1] = h + i < 0 || h + i >= H || w + j < 0 || w + j >= W
+                                          ? zeros
+                                          : x + ((row + i) * W + w + j) * C;
+}
+
+/* Depthwise 3 x 3 with a margin of 1: one line (W, C) of the result; weight (9, C). */
+INLINE void depthwise_line(const float *x, const float *zeros, const float *weight, const float *bias, n_t row, n_t H,
+                           n_t W, n_t C, float *restrict out) {
+    for (n_t w = 0; w < W; w++) {
+        const float *a[9];
+        neighbours(x, zeros, row, w, H, W, C, a);
+        SIMD for (n_t c = 0; c < C; c++) {
+            float sum = bias[c];
+            for (int k = 0; k < 9; k++) sum += weight[k * C + c] * a[k][c];
+            out[w * C + c] = sum;
+        }
+    }
+}
+
+/* Neighbourhoods 3 x 3, stride 2, margin 1: those of line r of B * ceil(H/2) lines, (ceil(W/2), C * 9). */
+INLINE void patches_line(const float *x, const float *zeros, n_t r, n_t H, n_t W, n_t C, float *restrict out) {
+    n_t lines = (H + 1) / 2, columns = (W + 1) / 2, row = r / lines * H + r % lines * 2;
+    for (n_t w = 0; w < columns; w++) {
+        const float *a[9];
+        neighbours(x, zeros, row, 2 * w, H, W, C, a);
+        for (n_t c = 0; c < C; c++)
+            for (int k = 0; k < 9; k++) out[(w * C + c) * 9 + k] = a[k][c];
+    }
+}
