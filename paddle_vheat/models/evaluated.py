@@ -1,4 +1,4 @@
-"""vHeat's layers in the forms in which :func:`paddle_vheat.ops.fold` evaluates them.
+"""The models' layers in the forms in which :func:`paddle_vheat.ops.fold` evaluates them.
 
 On a CPU by kernels where there are some (:mod:`paddle_vheat.ops.evaluated`), otherwise by layers in faster forms, or as
 they are (:mod:`paddle_vheat.ops.fold`).
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat.models.layers import ChannelsLastConv2D
 from paddle_vheat.models.vheat import MLP, Block, Downsample, Stem
 from paddle_vheat.ops import evaluated
 from paddle_vheat.ops.evaluated import Branch
@@ -26,6 +27,18 @@ def evaluated_form(form: Any) -> Any:
 
 
 # In each `forward`, one expression that asks for the mode first: see ops/fold.py.
+
+
+@evaluated_form
+class FastChannelsLastConv2D(ChannelsLastConv2D):
+    was_plain = True  # by its constructor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (
+            evaluated.convolve(x, self)
+            if paddle.in_dynamic_mode() and evaluated.takes_convolution(x, self)
+            else ChannelsLastConv2D.forward(self, x)
+        )
 
 
 @evaluated_form

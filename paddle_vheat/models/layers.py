@@ -8,7 +8,7 @@ from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.ops.dct import known_size, size_of
-from paddle_vheat.ops.fold import become, convolve_channels_last, is_plain
+from paddle_vheat.ops.fold import is_plain
 from paddle_vheat.ops.heat import published_normal
 
 Tensor = Any
@@ -46,14 +46,6 @@ class ChannelsLastConv2D(nn.Conv2D):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.Conv2D.forward(self, x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1])
-
-    def fast_form(self) -> nn.Layer:
-        return become(self, FastChannelsLastConv2D)
-
-
-class FastChannelsLastConv2D(ChannelsLastConv2D):
-    def forward(self, x: Tensor) -> Tensor:
-        return convolve_channels_last(self, x.transpose([0, 3, 1, 2]))
 
 
 def init_linear(layer: nn.Linear) -> None:

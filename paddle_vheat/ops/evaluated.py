@@ -37,25 +37,26 @@ def takes_operator(hco: Any, x: Tensor, decay: Tensor, *others: nn.Layer) -> boo
     )
 
 
-def takes_convolution(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm) -> bool:
-    """:func:`takes` of a convolution 3 x 3, stride 2, margin 1, and of a LayerNorm over its channels."""
+def takes_convolution(x: Tensor, convolution: nn.Conv2D, *norm: nn.LayerNorm) -> bool:
+    """:func:`takes` of a convolution 3 x 3, stride 1 or 2, margin 1, and perhaps of a LayerNorm over its channels."""
     filters, channels, *kernel = convolution.weight.shape
     return (
-        takes(x, convolution, norm)
+        takes(x, convolution, *norm)
         and [channels, *kernel] == [x.shape[3], 3, 3]
-        and list(norm.weight.shape) == [filters]
-        and list(convolution._stride) == [2, 2]
+        and all(list(layer.weight.shape) == [filters] for layer in norm)
+        and list(convolution._stride) in ([1, 1], [2, 2])
         and convolution._padding == 1
     )
 
 
-def convolve(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm, activated: bool = False) -> Tensor:
-    """Convolution 3 x 3 with stride 2 and LayerNorm, and GELU if ``activated``: -> (B, ceil(H/2), ceil(W/2), D)."""
-    batch, height, width, _ = x.shape
-    out = paddle.empty([batch, (height + 1) // 2, (width + 1) // 2, convolution.weight.shape[0]], x.dtype)
+def convolve(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm | None = None, activated: bool = False) -> Tensor:
+    """Convolution 3 x 3, perhaps LayerNorm, and GELU if ``activated``: -> (B, ceil(H/stride), ceil(W/stride), D)."""
+    (batch, height, width, _), stride = x.shape, convolution._stride[0]
+    shape = [batch, (height + stride - 1) // stride, (width + stride - 1) // stride, convolution.weight.shape[0]]
+    out = paddle.empty(shape, x.dtype)
     native.run(
-        "convolution", x, convolution.weight, convolution.bias, norm.weight, norm.bias, norm._epsilon, int(activated),
-        *x.shape, out.shape[3], out,
+        "convolution", x, convolution.weight, convolution.bias, *_norm(norm), int(activated), *x.shape, stride,
+        shape[3], out,
     )  # fmt: skip
     return out
 

@@ -156,7 +156,7 @@ def convolve_channels_last(convolution: nn.Conv2D, x: Tensor) -> Tensor:
     return (
         _convolve_channels_last(convolution, x)
         if paddle.in_dynamic_mode() and convolution._groups == 1 and are_evaluated_on_cpu(x, convolution)
-        else nn.Conv2D.forward(convolution, x).transpose([0, 2, 3, 1])
+        else convolution(x).transpose([0, 2, 3, 1])
     )
 
 

@@ -168,21 +168,22 @@ void heat_conduction(const float *in, const float *first_weight, const float *fi
     free(zeros);
 }
 
-/* Convolution 3 x 3, stride 2, margin 1, of x (B, H, W, C) to D channels, and LayerNorm; GELU too if `activated`.
- * weight (D, C * 9); bias may be NULL. */
+/* Convolution 3 x 3, stride S, margin 1, of x (B, H, W, C) to D channels; then LayerNorm, unless NULL; then GELU if
+ * `activated`. weight (D, C * 9); bias may be NULL. */
 void convolution(const float *x, const float *weight, const float *bias, const float *norm_weight,
-                 const float *norm_bias, float epsilon, n_t activated, n_t B, n_t H, n_t W, n_t C, n_t D, float *out) {
-    n_t lines = B * ((H + 1) / 2), columns = (W + 1) / 2, K = 9 * C, size = piece_of(lines, columns, K);
+                 const float *norm_bias, float epsilon, n_t activated, n_t B, n_t H, n_t W, n_t C, n_t S, n_t D,
+                 float *out) {
+    n_t lines = B * ((H + S - 1) / S), columns = (W + S - 1) / S, K = 9 * C, size = piece_of(lines, columns, K);
     n_t own = whole_lines(size * columns * K);
     float *space = allocate(own * omp_get_max_threads()), *zeros = calloc((size_t)C, sizeof(float));
     FOR_PIECES(lines, size) {
         n_t count = smaller(size, lines - start), rows = count * columns;
         float *patches = space + own * omp_get_thread_num(), *o = out + start * columns * D;
-        for (n_t i = 0; i < count; i++) patches_line(x, zeros, start + i, H, W, C, patches + i * columns * K);
+        for (n_t i = 0; i < count; i++) patches_line(x, zeros, start + i, H, W, C, S, patches + i * columns * K);
         fill(bias, rows, D, o);
         product(rows, D, K, AS_IS, patches, K, TRANSPOSED, weight, K, 1, o, D);
         for (n_t row = 0; row < rows; row++, o += D) {
-            layer_norm_row(o, norm_weight, norm_bias, epsilon, D, o);
+            if (norm_weight) layer_norm_row(o, norm_weight, norm_bias, epsilon, D, o);
             if (activated) gelu_row(o, NULL, D, o);
         }
     }

@@ -113,12 +113,12 @@ INLINE void depthwise_line(const float *x, const float *zeros, const float *weig
     }
 }
 
-/* Neighbourhoods 3 x 3, stride 2, margin 1: those of line r of B * ceil(H/2) lines, (ceil(W/2), C * 9). */
-INLINE void patches_line(const float *x, const float *zeros, n_t r, n_t H, n_t W, n_t C, float *restrict out) {
-    n_t lines = (H + 1) / 2, columns = (W + 1) / 2, row = r / lines * H + r % lines * 2;
+/* Neighbourhoods 3 x 3, stride S, margin 1: those of line r of B * ceil(H/S) lines, (ceil(W/S), C * 9). */
+INLINE void patches_line(const float *x, const float *zeros, n_t r, n_t H, n_t W, n_t C, n_t S, float *restrict out) {
+    n_t lines = (H + S - 1) / S, columns = (W + S - 1) / S, row = r / lines * H + r % lines * S;
     for (n_t w = 0; w < columns; w++) {
         const float *a[9];
-        neighbours(x, zeros, row, 2 * w, H, W, C, a);
+        neighbours(x, zeros, row, S * w, H, W, C, a);
         for (n_t c = 0; c < C; c++)
             for (int k = 0; k < 9; k++) out[(w * C + c) * 9 + k] = a[k][c];
     }

@@ -8,6 +8,7 @@ import pytest
 
 from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.models import VHeatClassifier
+from paddle_vheat.models.layers import ChannelsLastConv2D
 from paddle_vheat.models.vheat import MLP, Block, Downsample, Stem
 from paddle_vheat.ops import HeatConduction2D, fold, native
 from tests.conftest import relative_error
@@ -36,6 +37,8 @@ PARTS = {
     "stem, pieces": (lambda: Stem(3, 20), [2, 3, 150, 163], {"convolution"}),
     "downsample": (lambda: Downsample(10), [3, 9, 14, 10], {"convolution"}),
     "downsample, pieces": (lambda: Downsample(40), [2, 43, 50, 40], {"convolution"}),
+    "convolution": (lambda: ChannelsLastConv2D(10, 12), [3, 9, 7, 10], {"convolution"}),
+    "convolution, pieces": (lambda: ChannelsLastConv2D(1, 30), [2, 143, 150, 1], {"convolution"}),
     "MLP": (lambda: MLP(10), [3, 9, 7, 10], {"mlp"}),
     "MLP, pieces": (lambda: MLP(20), [2, 51, 37, 20], {"mlp"}),
     "operator": (lambda: HeatConduction2D(10, [9, 7], data_format="NHWC"), [3, 9, 7, 10], {"heat_conduction"}),
