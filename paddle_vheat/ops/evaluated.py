@@ -75,13 +75,15 @@ class Branch:
     scale: Tensor | None = None
     joins: bool = True
 
-    def ending(self, x: Tensor, linear: nn.Linear) -> tuple[Any, ...]:
-        """Arguments of a kernel for what follows the operator, its last linear layer included."""
-        weight, bias, epsilon = _norm(self.last)
-        return linear.weight, linear.bias, weight, bias, self.scale, x if self.joins else None, epsilon
-
 
 ALONE = Branch(joins=False)
+
+
+# No method of the class: Paddle's tracing of bytecode does not find those of a dataclass.
+def _ending(around: Branch, x: Tensor, linear: nn.Linear) -> tuple[Any, ...]:
+    """Arguments of a kernel for what follows the operator, its last linear layer included."""
+    weight, bias, epsilon = _norm(around.last)
+    return linear.weight, linear.bias, weight, bias, around.scale, x if around.joins else None, epsilon
 
 
 def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear, around: Branch = ALONE) -> Tensor:
@@ -90,7 +92,17 @@ def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear, around: Branch = ALONE) -> Te
     channels, hidden = fc1.weight.shape
     rows = math.prod(x.shape[:-1])
     native.run(
-        "mlp", x, *_norm(around.first), fc1.weight, fc1.bias, *around.ending(x, fc2), rows, channels, hidden, out, None
+        "mlp",
+        x,
+        *_norm(around.first),
+        fc1.weight,
+        fc1.bias,
+        *_ending(around, x, fc2),
+        rows,
+        channels,
+        hidden,
+        out,
+        None,
     )
     return out
 
@@ -101,7 +113,7 @@ def heat_conduction(hco: Any, x: Tensor, decay: Tensor, around: Branch = ALONE) 
     native.run(
         "heat_conduction", x, *_norm(around.first), hco.dwconv.weight, hco.dwconv.bias, hco.linear.weight,
         hco.linear.bias, cosine_basis(x.shape[1]), cosine_basis(x.shape[2]), decay, hco.out_norm.weight,
-        hco.out_norm.bias, hco.out_norm._epsilon, *around.ending(x, hco.out_linear), *x.shape, out,
+        hco.out_norm.bias, hco.out_norm._epsilon, *_ending(around, x, hco.out_linear), *x.shape, out,
         None, None, gate, heat,
     )  # fmt: skip
     return out
