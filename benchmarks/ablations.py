@@ -4,7 +4,7 @@
 
 ``--data`` is a folder with ``train/<class>/`` and ``val/<class>/``. All models see the same batches, augmented alike,
 in the same number of iterations; they are scored once, after the last. Finished runs in ``--save_dir`` are kept, and
-one that was killed begins anew. Swin and ConvNeXt are PaddleClas' (requirements-clas.txt).
+one that was killed starts again. Swin and ConvNeXt are PaddleClas' (requirements-clas.txt).
 
 The ways to bring frequency embeddings to another size make no difference in training. They are scored on larger images,
 with the weights of the trained "full".

@@ -3,7 +3,7 @@
     python benchmarks/restoration_conduction.py --train data/BSD400 --val data/Set12 --json FILE
 
 All see the same number of pixels, in the same number of iterations. Finished runs in ``--save_dir`` are kept, and one
-that was killed begins anew. Each way is one answer to "k starts near 0, and nothing makes it grow".
+that was killed starts again. Each way is one answer to "k starts near 0, and nothing makes it grow".
 """
 
 from __future__ import annotations

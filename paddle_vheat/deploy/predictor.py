@@ -70,12 +70,8 @@ class Predictor:
         self._lock = threading.Lock()
         chosen = choose_runtime(self.description, runtime, device, precision)
         onednn = safe_onednn(self.description) if chosen == "paddle" and device == "cpu" else "off"
-        names = {
-            "onnx": runtimes.ONNX_NAME,
-            "openvino": runtimes.OPENVINO_NAME,
-            "paddle": runtimes.ONEDNN_NAMES[onednn],
-        }
-        self.runtime = names[chosen] + (f" {precision}" if precision != "fp32" else "")
+        name = runtimes.ONNX_RUNTIMES.get(chosen) or runtimes.ONEDNN_NAMES[onednn]
+        self.runtime = name + (f" {precision}" if precision != "fp32" else "")
         options: dict[str, Any] = {"device": device, "precision": precision, "tensorrt": tensorrt, "threads": threads}
         self.programs = runtimes.load_programs(
             self.description, self._processor.programs, chosen, onednn=onednn, **options

@@ -39,6 +39,7 @@ MAX_THREADS = 256  # where there are fewer processors: a million is a mistake th
 GPU_MEMORY_MB = 500  # Paddle's first allocation; it grows
 ONNX_NAME = "ONNX Runtime"
 OPENVINO_NAME = "OpenVINO"
+ONNX_RUNTIMES = {"onnx": ONNX_NAME, "openvino": OPENVINO_NAME}  # what runs an ONNX file, by its short name
 ONNX_ERRORS_ONLY = 3
 _ONNX_DTYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 

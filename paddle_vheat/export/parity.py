@@ -46,7 +46,7 @@ def load_runtime(
     description: Description, processor: Processor, runtime: str, threads: int | None = None
 ) -> dict[str, Run]:
     """The programs of an export in one of the runtimes above, on the CPU."""
-    for name, kind in ((ONNX, "onnx"), (OPENVINO, "openvino")):
+    for kind, name in runtimes.ONNX_RUNTIMES.items():
         if runtime == name:
             return runtimes.load_programs(description, processor.programs, kind, threads=threads)
     onednn = next(key for key, name in runtimes.ONEDNN_NAMES.items() if name == runtime)

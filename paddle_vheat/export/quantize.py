@@ -221,7 +221,7 @@ def compare(folder: Path, spec: ExportSpec, how: Quantization, say: Callable[[st
     for runtime in ("onnx", "openvino") if "openvino" in checked else ("onnx",):
         programs = [Predictor(folder, runtime, precision=precision).programs for precision in both]
         times = [f"{1e3 * seconds:.2f} ms" for seconds in _seconds(programs, calls)]
-        name = runtimes.ONNX_NAME if runtime == "onnx" else runtimes.OPENVINO_NAME
+        name = runtimes.ONNX_RUNTIMES[runtime]
         shape = " x ".join(map(str, batch.shape))
         say(f"  {name:<28} {times[0]:>12} {times[1]:>12}  {shape}, best of {ROUNDS} in turns")
 

@@ -141,13 +141,9 @@ class Convolution(paddle.autograd.PyLayer):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         ctx.needed, ctx.stride = needed(x, weight, *([] if bias is None else [bias])), stride
         ctx.save_for_backward(x, weight)
-        matrix = weight.transpose([2, 3, 1, 0]).reshape([-1, weight.shape[0]])
-        out = []
-        for part in _parts(x, stride):
-            patches = _patches(part, stride)
-            product = paddle.matmul(patches, matrix) if bias is None else affine(patches, matrix, bias)
-            out.append(product.reshape([part.shape[0], *_strided(x, stride), -1]))
-        return out[0] if len(out) == 1 else paddle.concat(out)
+        out = paddle.empty([x.shape[0], *_strided(x, stride), weight.shape[0]], x.dtype)
+        run("convolution", x, weight, bias, *NO_NORM, 0, *x.shape, stride, out.shape[3], out)
+        return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
