@@ -5,6 +5,7 @@ A benchmark sets up the CPU (``paddle_vheat.cpu.configure_cpu``) before it impor
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import math
@@ -20,6 +21,16 @@ from paddle_vheat._paddle import paddle
 from paddle_vheat.ops import native
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def options(description: str | None, rounds: int | None = None) -> argparse.ArgumentParser:
+    """A parser with what benchmarks have in common; ``--job``: see :func:`in_own_process`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each; default {rounds}")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
+    return parser
 
 
 def seconds(run: Callable[[], Any], repeats: int = 5, least: float = 0.0) -> float:

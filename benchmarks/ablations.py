@@ -245,7 +245,7 @@ def draw(report: dict[str, Any], path: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with train/<class>/ and val/<class>/")
     parser.add_argument("--save_dir", default="output/ablations", help="folder of the runs; default output/ablations")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="NAME", help="default: all")
@@ -253,7 +253,6 @@ def main() -> None:
     parser.add_argument("--iters", type=int, default=400, help="of 64 images; default 400")
     parser.add_argument("--size", type=int, default=64, help="side of the images in pixels; default 64")
     parser.add_argument("--eval_size", type=int, default=96, help="of the comparison of alignments; default 96")
-    parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--plot", metavar="FILE")
     args = parser.parse_args()
     print(SETTINGS)

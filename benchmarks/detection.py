@@ -10,7 +10,6 @@ resizing are not in it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -125,15 +124,12 @@ def exported(folder: Path, runtime: str, size: tuple[int, int]) -> dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__, rounds=3)
     parser.add_argument("--size", nargs=2, type=int, default=[800, 1216], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--runtimes", nargs="+", default=["dygraph", *ONEDNN, "onnx"])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.job:
-        job = json.loads(args.job)
+    if args.job is not None:
+        job = args.job
         size = tuple(job["size"])
         runtime = job.get("runtime")
         if runtime is None:

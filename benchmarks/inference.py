@@ -11,7 +11,6 @@ network (``paddle_vheat.analysis.cost``), two operations each. "plain" is the li
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -106,16 +105,13 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__, rounds=5)
     parser.add_argument("--sizes", nargs="+", type=int, default=[224, 768])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4], help="768 is measured at batch 1 only")
     parser.add_argument("--threads", nargs="+", type=int, default=[len(os.sched_getaffinity(0))])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.job:
-        print(json.dumps(measure(json.loads(args.job))))
+    if args.job is not None:
+        print(json.dumps(measure(args.job)))
         return
     results, avx2_limits = [], {}
     for threads in args.threads:

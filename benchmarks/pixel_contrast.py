@@ -10,7 +10,6 @@ step of HRNet_W48 with the loss (minutes on a CPU, and 20 GB), to say what share
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from typing import Any
@@ -103,10 +102,8 @@ def training_step() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    parser = common.options(__doc__, rounds=3)
     parser.add_argument("--step", action="store_true", help="also time a training step of HRNet_W48")
-    parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     report: dict[str, Any] = {"paddle": paddle.__version__}
     print(f"{IMAGES} embeddings of {HEIGHT} x {WIDTH}, {CLASSES} classes; seconds, forward + backward (median)")

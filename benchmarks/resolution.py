@@ -12,7 +12,6 @@ over all sizes that were measured. Memory is what Paddle allocates beyond the we
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -135,17 +134,15 @@ def draw(path: str, tables: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__)
     parser.add_argument("--variant", choices=list(VHEAT), default="B")
     parser.add_argument("--growing", type=int, default=1024, help="largest side with growing windows; default 1024")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="sides of the image in pixels")
     parser.add_argument("--positions", nargs="+", type=int, default=POSITIONS, help="sides of the operators' map")
-    parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--plot", metavar="FILE", help="draw the tables as a PNG")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.job:
-        job = json.loads(args.job)
+    if args.job is not None:
+        job = args.job
         print(json.dumps(measure_operator(job) if "side" in job else measure_model(job)))
         return
     print(SETTINGS)

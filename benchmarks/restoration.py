@@ -10,7 +10,6 @@ by matrix products in tiles of 128 pixels without overlap, which is another resu
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import tempfile
@@ -103,15 +102,13 @@ def measure_transform(job: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__)
     parser.add_argument("--sizes", nargs="+", type=int, default=[128, 256, 512, 1024], help="sides in pixels")
     parser.add_argument("--sides", nargs="+", type=int, default=[128, 256, 512, 1024, 2048], help="of the transforms")
     parser.add_argument("--models", nargs="+", default=["vheat_ir_light", "swin_ir_light"])
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.job:
-        job = json.loads(args.job)
+    if args.job is not None:
+        job = args.job
         print(json.dumps(measure_transform(job) if "side" in job else measure_model(job)))
         return
     limit = common.matmul_limit()

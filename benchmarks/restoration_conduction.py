@@ -138,14 +138,13 @@ def print_table(runs: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__)
     parser.add_argument("--train", nargs="+", required=True, help="folders of images to train on")
     parser.add_argument("--val", nargs="+", required=True, help="folders of images to score")
     parser.add_argument("--save_dir", default="output/conduction", help="folder of the runs; default output/conduction")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="NAME", help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--iters", type=int, default=400, help="of 18,432 pixels; default 400")
-    parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     print(SETTINGS)
     runs = [run(args, name, seed) for seed in args.seeds for name in args.ways]  # stopped, there are whole seeds

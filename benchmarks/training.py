@@ -9,7 +9,6 @@ the same weights and batch, in processes of their own that take turns; a step is
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -114,14 +113,11 @@ def _speed(dataset: Any, count: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__, rounds=3)
     parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
-    parser.add_argument("--rounds", type=int, default=3, help="processes per form, taking turns; default 3")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.job:
-        print(json.dumps(measure(json.loads(args.job))))
+    if args.job is not None:
+        print(json.dumps(measure(args.job)))
         return
     print(SETTINGS)
     report: dict[str, Any] = {"settings": SETTINGS, "gflops_limit": common.matmul_limit()}

@@ -8,7 +8,6 @@ On generated street scenes: of 1024 x 2048 for data, scoring (vHeat-T with UPerN
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -138,13 +137,11 @@ PARTS: dict[str, Callable[[Path], Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options(__doc__)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.job:
-        print(json.dumps(score(json.loads(args.job))))
+    if args.job is not None:
+        print(json.dumps(score(args.job)))
         return
     print(SETTINGS)
     report: dict[str, Any] = {"settings": SETTINGS}

@@ -30,20 +30,26 @@ def count_cores() -> int:
     return len(affinity(0)) if affinity else (os.cpu_count() or 1)
 
 
+def processor_fields() -> dict[str, list[str]]:
+    """What Linux says of the first processor, the words of each field; {} elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    fields: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.split())
+    return fields
+
+
 def _mkl_path_for_amd() -> str | None:
     """MKL's number for the fast path that this processor can run, or None if it is not AMD's or too old.
 
     MKL chooses by the vendor's name, and takes a slow path on AMD. Its numbers for the others are undocumented and
     unchecked: one whose instructions the processor lacks kills the process, so the flags decide.
     """
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    fields: dict[str, list[str]] = {}  # of the first processor
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.split())
+    fields = processor_fields()
     if fields.get("vendor_id") != ["AuthenticAMD"]:
         return None
     flags = set(fields.get("flags", ()))

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from paddle_vheat import __version__
 from paddle_vheat._files import check_disk
-from paddle_vheat.cpu import MKL_PATHS, configure_cpu, count_cores
+from paddle_vheat.cpu import MKL_PATHS, configure_cpu, count_cores, processor_fields
 
 TESTED_PADDLES = ("2.6.2", "3.2.2", "3.3.1")
 PACKAGES = (
@@ -103,10 +103,7 @@ def imports() -> Findings:
 def processor(line: str) -> Findings:
     """Threads and paths of the CPU's libraries; ``line`` is what :func:`configure_cpu` said."""
     yield Finding("ok", "cpu", line.removeprefix("CPU: "))
-    text = ""
-    with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    flags = next((row.split() for row in text.splitlines() if row.startswith("flags")), [])
+    flags = processor_fields().get("flags", [])
     wide = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if name in flags]
     path = MKL_PATHS.get(os.environ.get("MKL_DEBUG_CPU_TYPE", ""), ("its own choice",))[0]
     yield Finding("ok", "mkl", f"path: {path}; the processor has {', '.join(wide) or 'no AVX2 that is known of'}")

@@ -62,7 +62,6 @@ def make_session(args: argparse.Namespace, folder: str) -> Any:
             predict_file=lambda path: predictor.predictions([path])[0],
             why_no_heat="An exported model is a graph without layers, so its heat and k cannot be shown. To see them, "
             "start the page with --config and --model_path.",
-            class_names=description.options.get("class_names"),
             folder=folder,
             max_pixels=limit,
         )
@@ -91,7 +90,6 @@ def make_session(args: argparse.Namespace, folder: str) -> Any:
         predict_file=lambda path: task.predict(fast, path),
         heat=heat,
         why_no_heat=why,
-        class_names=task.class_names if name == "segmentation" else None,
         folder=folder,
         max_pixels=limit,
     )

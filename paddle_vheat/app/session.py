@@ -49,7 +49,6 @@ class Session:
         facts: lines about it, such as what runs it.
         predict_file: a file's name -> its prediction.
         heat: None if there is nothing to see of it; ``why_no_heat`` then says why.
-        class_names: for the legend of a segmentation; None for the classes' numbers.
         max_pixels: largest width x height of a picture.
         folder: for the file of a picture while it is worked on; None for the system's temporary one.
     """
@@ -59,7 +58,6 @@ class Session:
     predict_file: Callable[[str], Prediction]
     heat: HeatView | None = None
     why_no_heat: str = ""
-    class_names: Sequence[str] | None = None
     max_pixels: int = MAX_PIXELS
     folder: str | None = None
     _lock: Any = field(default_factory=threading.Lock, repr=False)
@@ -93,7 +91,7 @@ class Session:
             path = os.path.join(folder, "picture")
             Path(path).write_bytes(data)
             try:
-                return show(self.predict_file(path), path, self.class_names)
+                return show(self.predict_file(path), path)
             except (ValueError, OSError) as error:
                 raise UserError(str(error).replace(path, "the picture")) from error
 
@@ -114,7 +112,7 @@ def check_upload(data: bytes, max_pixels: int) -> None:
         )
 
 
-def show(prediction: Prediction, path: str, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+def show(prediction: Prediction, path: str) -> dict[str, Any]:
     """A prediction as plain values for JSON.
 
     Returns:
@@ -125,7 +123,7 @@ def show(prediction: Prediction, path: str, class_names: Sequence[str] | None = 
     names = [*(name for name in CAPTIONS if name in drawn), *(name for name in drawn if name not in CAPTIONS)]
     pictures = [{"caption": CAPTIONS.get(name, name), "picture": data_url(drawn[name])} for name in names]
     ranked = isinstance(prediction, ClassificationPrediction)
-    legend = _legend(prediction, class_names) if isinstance(prediction, SegmentationPrediction) else []
+    legend = _legend(prediction) if isinstance(prediction, SegmentationPrediction) else []
     return finite(
         {
             "text": "" if ranked else prediction.line(),
@@ -136,7 +134,8 @@ def show(prediction: Prediction, path: str, class_names: Sequence[str] | None = 
     )
 
 
-def _legend(prediction: SegmentationPrediction, names: Sequence[str] | None) -> list[dict[str, Any]]:
+def _legend(prediction: SegmentationPrediction) -> list[dict[str, Any]]:
+    names = prediction.class_names
     classes, counts = np.unique(prediction.value, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return [

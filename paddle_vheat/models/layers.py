@@ -24,13 +24,16 @@ class DropPath(nn.Layer):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.rate == 0.0 or not self.training else x * self.factors(x)
+        return x * self.factors(x) if self._drops() else x
+
+    def _drops(self) -> bool:
+        return self.training and self.rate > 0.0
 
     def factors(self, x: Tensor) -> Tensor:
         """What the samples of ``x`` are multiplied by, (B, 1, ..., 1): 0, or the inverse of what is kept."""
         keep = 1.0 - self.rate
         shape = [size_of(x, 0)] + [1] * (x.ndim - 1)
-        if self.rate == 0.0 or not self.training:
+        if not self._drops():
             return paddle.ones(shape, x.dtype)
         return (paddle.floor(paddle.rand(shape) + keep) / keep).astype(x.dtype)
 

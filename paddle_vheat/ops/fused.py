@@ -49,8 +49,10 @@ def needed(*inputs: Tensor) -> list[bool]:
 
 
 def wanted(ctx: Any, *gradients: Any) -> Any:
-    """What a backward pass returns: the gradients that are wanted, None for the others."""
-    return tuple(gradient if is_needed else None for gradient, is_needed in zip(gradients, ctx.needed))
+    """What a backward pass returns: the gradients that are wanted, given as they are or as functions that make them,
+    and None for the others."""
+    given = zip(gradients, ctx.needed)
+    return tuple((one() if callable(one) else one) if is_needed else None for one, is_needed in given)
 
 
 class LayerNorm(paddle.autograd.PyLayer):

@@ -19,6 +19,7 @@ from typing import Any
 
 from paddle_vheat._files import cache_home, write_atomically
 from paddle_vheat._paddle import paddle
+from paddle_vheat.cpu import processor_fields
 
 Tensor = Any
 
@@ -81,13 +82,10 @@ def _compiled(libraries: list[str]) -> Path:
     compiler = shlex.split(os.environ.get("CC") or "cc")
     # The processor is to be taken for one without AVX-512, as by MKL (see cpu.py).
     flags = (*FLAGS, "-mno-avx512f") if os.environ.get("MKL_DEBUG_CPU_TYPE") == "5" else FLAGS
-    processor = [
-        line
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-        if line.startswith(("flags", "model name"))
-    ]
+    fields = processor_fields()
+    kind = [" ".join(fields.get(name, ())) for name in ("model name", "flags")]
     sources = [source.read_text(encoding="utf-8") for source in SOURCES]
-    key = hashlib.sha256("\n".join([*sources, *compiler, *flags, *libraries, *processor]).encode())
+    key = hashlib.sha256("\n".join([*sources, *compiler, *flags, *libraries, *kind]).encode())
     path = cache_home() / "native" / f"{key.hexdigest()[:16]}.so"
 
     def compile_to(target: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.ops import fused, native
-from paddle_vheat.ops.fused import affine, column_sums, needed
+from paddle_vheat.ops.fused import affine, column_sums, needed, wanted
 from paddle_vheat.ops.heat import HeatConduction2D
 
 Tensor = Any
@@ -78,11 +78,6 @@ def _ones(rows: int, columns: int, dtype: Any) -> Tensor:
     return paddle.ones([rows, columns], dtype)
 
 
-def _wanted(ctx: Any, *gradients: Any) -> Any:
-    """What a backward pass returns: a function of each gradient that is wanted, None of the others."""
-    return tuple(make() if is_needed else None for make, is_needed in zip(gradients, ctx.needed))
-
-
 class _Linear(paddle.autograd.PyLayer):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -94,7 +89,7 @@ class _Linear(paddle.autograd.PyLayer):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight = ctx.saved_tensor()
         rows = gradient.reshape([-1, weight.shape[1]])
-        return _wanted(
+        return wanted(
             ctx,
             lambda: paddle.matmul(rows, weight, transpose_y=True).reshape(x.shape),
             lambda: paddle.matmul(x.reshape([-1, weight.shape[0]]), rows, transpose_x=True),
@@ -125,7 +120,7 @@ class _LayerNorm(paddle.autograd.PyLayer):
             out = paddle.addmm(rows * weight, paddle.matmul(rows, mean_weight), wide, alpha=-1.0) - centred * along
             return (out * scale).reshape(x.shape)
 
-        return _wanted(
+        return wanted(
             ctx,
             of_input,
             lambda: paddle.matmul(scale, product, transpose_x=True).reshape([-1]),
@@ -157,7 +152,7 @@ class _Depthwise(paddle.autograd.PyLayer):
                 parts.append(paddle.matmul(patches, rows[start : start + chunk].unsqueeze(2)))
             return paddle.concat(parts).reshape([batch, *weight.shape]).sum(axis=0)
 
-        return _wanted(
+        return wanted(
             ctx,
             lambda: F.conv2d(gradient, weight.flip([2, 3]), padding=kernel // 2, groups=channels),
             of_weight,

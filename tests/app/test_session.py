@@ -114,15 +114,15 @@ def test_a_segmentation_has_pictures_and_a_legend(tmp_path):
     path = tmp_path / "picture"
     path.write_bytes(png(2, 4))
     classes = np.array([[0, 0, 0, 2], [0, 0, 2, 2]], np.int32)
-    prediction = SegmentationPrediction(classes, np.array([(1, 2, 3), (4, 5, 6), (7, 8, 9)], np.uint8))
-    found = show(prediction, str(path), ["road", "car", "sky"])
+    palette = np.array([(1, 2, 3), (4, 5, 6), (7, 8, 9)], np.uint8)
+    found = show(SegmentationPrediction(classes, palette, ["road", "car", "sky"]), str(path))
     assert found["legend"] == [
         {"name": "road", "colour": [1, 2, 3], "share": 0.625},
         {"name": "sky", "colour": [7, 8, 9], "share": 0.375},
     ]
     assert [one["caption"] for one in found["pictures"]] == ["classes over the picture", "classes"]
     assert (decoded(found["pictures"][1]["picture"]) == classes).all()
-    assert [one["name"] for one in show(prediction, str(path))["legend"]] == ["0", "2"]
+    assert [one["name"] for one in show(SegmentationPrediction(classes, palette), str(path))["legend"]] == ["0", "2"]
 
 
 def test_a_restored_picture_comes_first():

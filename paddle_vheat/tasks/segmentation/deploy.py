@@ -60,7 +60,7 @@ class Processor:
         classes = restore(output.astype(np.int32), context, "NEAREST") if output.ndim == 2 else best(output, context)
         for extreme in (classes.min(), classes.max()):
             check_class(int(extreme), self.options, self.description)
-        return SegmentationPrediction(classes, self.palette)
+        return SegmentationPrediction(classes, self.palette, self.options.class_names)
 
 
 def _is_colour(colour: Any) -> bool:

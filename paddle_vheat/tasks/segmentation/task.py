@@ -243,7 +243,7 @@ class SegmentationTask:
         batch = {"img": paddle.to_tensor(data["img"][None]), "meta": [{"undo": data["trans_info"]}]}
         with evaluating(model):
             classes = self.infer(model, batch)
-        return SegmentationPrediction(classes.astype(np.int32), self.palette)
+        return SegmentationPrediction(classes.astype(np.int32), self.palette, self.class_names)
 
     def preview(self, model: Any, count: int) -> list[np.ndarray]:
         """Image | truth | prediction of the first validation images."""

@@ -5,6 +5,7 @@ Needs no Paddle.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,12 @@ class SegmentationPrediction:
 
     Args:
         palette: RGB of each class, uint8 (classes, 3).
+        class_names: of every class; None where they have none.
     """
 
     value: np.ndarray
     palette: np.ndarray
+    class_names: Sequence[str] | None = None
 
     def draw(self, image: Any) -> dict[str, Any]:
         """``pseudo_color_prediction``: class ids, with the palette; ``added_prediction``: colours over the image."""
