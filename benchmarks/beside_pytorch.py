@@ -26,6 +26,7 @@ import numpy as np
 
 from paddle_vheat._paddle import F, paddle
 from paddle_vheat.analysis.cost import count, total
+from paddle_vheat.engine.adamw import AdamW
 from paddle_vheat.models import create_model
 from paddle_vheat.ops.native import missing
 from paddle_vheat.ops.training import accelerate_training
@@ -44,7 +45,7 @@ def build(job: dict[str, Any]) -> Any:
 def trainer(model: Any, images: Any, labels: Any) -> Any:
     """A training step as that of :class:`paddle_vheat.engine.trainer.Trainer`."""
     model = accelerate_training(model)
-    optimizer = paddle.optimizer.AdamW(1e-4, parameters=model.parameters())
+    optimizer = AdamW(1e-4, parameters=model.parameters())
     model.train()
 
     def step() -> Any:

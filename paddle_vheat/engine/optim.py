@@ -13,6 +13,7 @@ from typing import Any
 from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.config import build, building, option
 from paddle_vheat.config.options import check_fields
+from paddle_vheat.engine.adamw import AdamW
 from paddle_vheat.engine.loader import check_workers
 from paddle_vheat.errors import UserError
 
@@ -265,4 +266,5 @@ def build_optimizer(recipe: Recipe, model: Any, scheduler: Any, factors: Mapping
             settings = dict(recipe.clip)
             arguments["grad_clip"] = getattr(nn, settings.pop("name"))(**settings)
         groups = parameter_groups(model, factors, recipe.weight_decay)
-        return getattr(paddle.optimizer, recipe.optimizer)(learning_rate=scheduler, parameters=groups, **arguments)
+        optimizer = AdamW if recipe.optimizer == "AdamW" else getattr(paddle.optimizer, recipe.optimizer)
+        return optimizer(learning_rate=scheduler, parameters=groups, **arguments)

@@ -257,3 +257,23 @@ void patches_gradient(const float *restrict gradient, n_t B, n_t H, n_t W, n_t C
         }
     }
 }
+
+/* A step of AdamW in place, as Paddle computes it; rate and powers of the betas are arrays of one value, and the powers
+ * are taken further. */
+void adamw(float *restrict parameter, const float *restrict gradient, const float *rate, float *restrict first,
+           float *restrict second, float *power1, float *power2, n_t n, float beta1, float beta2, float epsilon,
+           float decay) {
+    float root = sqrtf(1.0f - *power2), step = *rate * root / (1.0f - *power1);
+    float kept = 1.0f - *rate * decay, least = epsilon * root;
+    _Pragma("omp parallel for schedule(static)") for (n_t start = 0; start < n; start += 4096) {
+        n_t end = start + 4096 < n ? start + 4096 : n;
+        SIMD for (n_t i = start; i < end; i++) {
+            float g = gradient[i];
+            first[i] = beta1 * first[i] + (1.0f - beta1) * g;
+            second[i] = beta2 * second[i] + (1.0f - beta2) * g * g;
+            parameter[i] = kept * parameter[i] - step * (first[i] / (sqrtf(second[i]) + least));
+        }
+    }
+    *power1 *= beta1;
+    *power2 *= beta2;
+}
