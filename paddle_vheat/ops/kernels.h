@@ -69,12 +69,30 @@ INLINE void layer_norm_row(const float *x, const float *weight, const float *bia
     SIMD for (n_t c = 0; c < C; c++) out[c] = (x[c] - mean) * scale * weight[c] + bias[c];
 }
 
+/* x times the normal distribution function, without an exponential: that function is 1/2 + x p(x^2) / q(x^2), fitted to
+ * an absolute error of 2e-8. Below -5.5, where x times it is less than 1.1e-7, 0. */
+INLINE float gelu_of(float x) {
+    float inner = x < -5.5f ? -5.5f : x;
+    inner = inner > 5.5f ? 5.5f : inner;
+    float s = inner * inner;
+    float p = 1.11757360e-10f;
+    p = p * s - 2.20823111e-08f;
+    p = p * s + 3.24105963e-06f;
+    p = p * s + 1.70373940e-04f;
+    p = p * s + 4.50916449e-03f;
+    p = p * s + 3.59222367e-02f;
+    p = p * s + 3.98942143e-01f;
+    float q = 6.23264859e-05f;
+    q = q * s + 1.83064351e-03f;
+    q = q * s + 2.90915035e-02f;
+    q = q * s + 2.56708264e-01f;
+    q = q * s + 1.0f;
+    return x < -5.5f ? 0.0f : x * (0.5f + inner * (p / q));
+}
+
 /* GELU of x + bias, or of x where bias is NULL; out may be x. */
 INLINE void gelu_row(const float *x, const float *bias, n_t C, float *out) {
-    SIMD for (n_t c = 0; c < C; c++) {
-        float bell, value = x[c] + (bias ? bias[c] : 0.0f);
-        out[c] = value * normal_cdf(value, &bell);
-    }
+    SIMD for (n_t c = 0; c < C; c++) out[c] = gelu_of(x[c] + (bias ? bias[c] : 0.0f));
 }
 
 /* LayerNorm(heat + heat_bias) * SiLU(gate + gate_bias), without a bias where it is NULL; out may be heat. */
