@@ -1,4 +1,4 @@
-/* Parts of a network, forward. A thread takes a piece of a map through all steps that need nothing beside it, matrix
+/* Parts of a network, forward, and what else needs products. A thread takes a piece of a map through all steps that need nothing beside it, matrix
  * products among them, while the piece is in its cache. The products are those of Paddle's own library (MKL), called by
  * each thread for itself. Training is given what it keeps for the gradient; in evaluation those arrays are NULL.
  *
@@ -159,8 +159,8 @@ void heat_conduction(const float *in, const float *first_weight, const float *fi
             product(W, C, W, TRANSPOSED, column_basis, W, AS_IS, heat + (start + i) * line, C, 0, half + i * line, C);
         if (kept_modes) memcpy(heat + start * line, half, (size_t)(count * line) * sizeof(float));
         for (n_t row = 0; row < count * W; row++)
-            norm_gate_row(half + row * C, NULL, gate + start * line + row * C, NULL, inner_weight, inner_bias,
-                          inner_epsilon, C, half + row * C);
+            norm_gate_row(half + row * C, gate + start * line + row * C, inner_weight, inner_bias, inner_epsilon, C,
+                          half + row * C);
         end_branch(end, half, C, start * W, count * W, C, out);
     }
     free(space);
@@ -189,4 +189,14 @@ void convolution(const float *x, const float *weight, const float *bias, const f
     }
     free(space);
     free(zeros);
+}
+
+/* Gradients of a linear layer (C, 2 C) whose result goes on as two maps, theirs being a and b (rows, C); x (rows, C) is what
+ * it was given. Outside of parallel regions, products take all threads by themselves. */
+void split_linear_gradient(const float *a, const float *b, const float *x, const float *weight, n_t rows, n_t C,
+                           float *of_x, float *of_weight) {
+    product(rows, C, C, AS_IS, a, C, TRANSPOSED, weight, 2 * C, 0, of_x, C);
+    product(rows, C, C, AS_IS, b, C, TRANSPOSED, weight + C, 2 * C, 1, of_x, C);
+    product(C, C, rows, TRANSPOSED, x, C, AS_IS, a, C, 0, of_weight, 2 * C);
+    product(C, C, rows, TRANSPOSED, x, C, AS_IS, b, C, 0, of_weight + C, 2 * C);
 }

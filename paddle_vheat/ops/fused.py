@@ -16,7 +16,7 @@ from paddle_vheat.ops.native import run
 
 Tensor = Any
 
-PATCH_VALUES = 2**24  # neighbourhoods of a convolution that are laid out at a time: 64 MiB
+PATCH_VALUES = 2**24  # neighbourhoods of a convolution that are laid out at a time, of whole samples: 64 MiB
 NO_NORM = None, None, 0.0  # of kernels of forward.c: that begin with no LayerNorm,
 BARE = None, None, None, None, 0.0  # and end with the linear layer
 
@@ -67,9 +67,9 @@ class LayerNorm(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight = ctx.saved_tensor()
-        of_x, sums = _like(x), paddle.empty([2, x.shape[-1]], x.dtype)
-        run("layer_norm_gradient", gradient, x, weight, ctx.epsilon, *_rows(x), of_x, sums)
-        return wanted(ctx, of_x, *sums)
+        found = _like(x), _like(weight), _like(weight)
+        run("layer_norm_gradient", gradient, x, weight, ctx.epsilon, *_rows(x), *found)
+        return wanted(ctx, *found)
 
 
 class GELU(paddle.autograd.PyLayer):
@@ -77,14 +77,14 @@ class GELU(paddle.autograd.PyLayer):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         out = _like(x)
-        run("gelu", x, paddle.zeros([x.shape[-1]], x.dtype), *_rows(x), out)
+        run("gelu", x, *_rows(x), out)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensor()
-        of_x, bias = _like(x), paddle.zeros([x.shape[-1]], x.dtype)
-        run("gelu_gradient", gradient, x, bias, *_rows(x), _like(x), of_x, _like(bias))
+        of_x = _like(x)
+        run("gelu_gradient", gradient, x, None, *_rows(x), None, of_x, None)
         return of_x
 
 
@@ -151,36 +151,34 @@ class Convolution(paddle.autograd.PyLayer):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight = ctx.saved_tensor()
         stride: int = ctx.stride
-        filters, channels = weight.shape[:2]
-        matrix = weight.transpose([0, 2, 3, 1]).reshape([filters, -1])
-        of_matrix = paddle.zeros_like(matrix)
-        of_parts, start = [], 0
-        for part in _parts(x, stride):
-            rows = flat(gradient[start : start + part.shape[0]])
-            start += part.shape[0]
+        matrix = weight.reshape([weight.shape[0], -1])
+        count = max(1, PATCH_VALUES // (9 * x.shape[3] * math.prod(_strided(x, stride))))
+        of_x, of_weight = [], []
+        for part, of_part in zip(_split(x, count), _split(gradient, count)):
+            rows = flat(of_part)
             if ctx.needed[0]:
-                of_part = _like(part)
-                run("patches_gradient", paddle.matmul(rows, matrix), *part.shape, stride, of_part)
-                of_parts.append(of_part)
-            of_matrix = of_matrix + paddle.matmul(rows, _patches(part, stride), transpose_x=True)
-        of_weight = of_matrix.reshape([filters, 3, 3, channels]).transpose([0, 3, 1, 2])
-        of_x = None if not of_parts else of_parts[0] if len(of_parts) == 1 else paddle.concat(of_parts)
-        return wanted(ctx, of_x, of_weight, column_sums(flat(gradient)))
+                of_x.append(_like(part))
+                run("patches_gradient", paddle.matmul(rows, matrix), *part.shape, stride, of_x[-1])
+            of_weight.append(paddle.matmul(rows, _patches(part, stride), transpose_x=True))
+        return wanted(
+            ctx,
+            lambda: of_x[0] if len(of_x) == 1 else paddle.concat(of_x),
+            sum(of_weight[1:], of_weight[0]).reshape(weight.shape),
+            lambda: column_sums(flat(gradient)),
+        )
 
 
 def _strided(x: Tensor, stride: int) -> list[int]:
     return [(side + stride - 1) // stride for side in x.shape[1:3]]
 
 
-def _parts(x: Tensor, stride: int) -> list[Tensor]:
-    """The samples of a map in parts whose neighbourhoods take up to 64 MiB, if one sample's do."""
-    values = 9 * x.shape[3] * math.prod(_strided(x, stride))
-    count = max(1, PATCH_VALUES // values)
+def _split(x: Tensor, count: int) -> list[Tensor]:
+    """The samples of a map, so many at a time."""
     return [x] if count >= x.shape[0] else [x[i : i + count] for i in range(0, x.shape[0], count)]
 
 
 def _patches(x: Tensor, stride: int) -> Tensor:
-    """The neighbourhood of every stride-th pixel, (N, 9 * C)."""
+    """The neighbourhood of every stride-th pixel, (N, C * 9)."""
     out = paddle.empty([x.shape[0] * math.prod(_strided(x, stride)), 9 * x.shape[3]], x.dtype)
     run("patches", x, *x.shape, stride, out)
     return out
@@ -224,38 +222,31 @@ class HeatConduction(paddle.autograd.PyLayer):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, decay, kernel, weight, norm_weight, norm_bias, out_weight, convolved, modes, gate, heat = ctx.saved_tensor()
         channels = x.shape[-1]
-        no_shift = paddle.zeros([channels], x.dtype)
         of_heat = paddle.matmul(gradient, out_weight, transpose_y=True)
-        gated, of_gate, sums = _like(x), _like(x), paddle.empty([4, channels], x.dtype)
+        gated, of_gate, of_bias = _like(x), _like(x), paddle.empty([2 * channels], x.dtype)
+        of_norm = _like(norm_weight), _like(norm_bias)
         run(
-            "norm_gate_gradient", of_heat, heat, no_shift, gate, no_shift, norm_weight, norm_bias, ctx.epsilon,
-            *_rows(x), gated, of_heat, of_gate, sums,
+            "norm_gate_gradient", of_heat, heat, gate, norm_weight, norm_bias, ctx.epsilon, *_rows(x), gated, of_heat,
+            of_gate, of_bias, *of_norm,
         )  # fmt: skip
         of_out_weight = paddle.matmul(flat(gated), flat(gradient), transpose_x=True)
         of_damped = _dct_map(of_heat, inverse=False)
         of_modes, of_decay = gated, _like(decay)
         run("damp_gradient", of_damped, modes, decay, x.shape[0], decay.size, of_modes, of_decay)
         of_heat = _dct_map(of_modes, inverse=True)
-        halves = [paddle.matmul(flat(convolved), flat(half), transpose_x=True) for half in (of_heat, of_gate)]
-        of_convolved = paddle.addmm(
-            paddle.matmul(flat(of_heat), weight[:, :channels], transpose_y=True),
-            flat(of_gate),
-            weight[:, channels:].t(),
-        ).reshape(x.shape)
-        of_kernel, of_x = paddle.empty([10, channels], x.dtype), of_heat
-        run("depthwise_gradient", of_convolved, x, *x.shape, of_kernel)
-        mirrored = kernel.reshape([channels, 9]).flip(1).t()
-        run("depthwise", of_convolved, mirrored, no_shift, *x.shape, of_x)
+        of_convolved, of_weight = gated, _like(weight)
+        run("split_linear_gradient", of_heat, of_gate, convolved, weight, *_rows(x), of_convolved, of_weight)
+        of_x, of_kernel, of_kernel_bias = of_heat, _like(kernel), _like(norm_bias)
+        run("depthwise_gradient", of_convolved, x, kernel, *x.shape, of_x, of_kernel, of_kernel_bias)
         return wanted(
             ctx,
             of_x,
             of_decay,
-            of_kernel[:9].t().reshape(kernel.shape),
-            of_kernel[9],
-            paddle.concat(halves, axis=1),
-            sums[:2].reshape([-1]),
-            sums[2],
-            sums[3],
+            of_kernel,
+            of_kernel_bias,
+            of_weight,
+            of_bias,
+            *of_norm,
             of_out_weight,
             column_sums(flat(gradient)),
         )

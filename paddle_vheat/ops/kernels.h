@@ -50,12 +50,12 @@ INLINE float normal_cdf(float x, float *bell) {
     return x < 0.0f ? half_erfc : 1.0f - half_erfc;
 }
 
-INLINE void moments(const float *x, const float *shift, n_t C, float epsilon, float *mean, float *scale) {
+INLINE void moments(const float *x, n_t C, float epsilon, float *mean, float *scale) {
     float sum = 0.0f, squares = 0.0f;
-    SUM(sum) for (n_t c = 0; c < C; c++) sum += x[c] + (shift ? shift[c] : 0.0f);
+    SUM(sum) for (n_t c = 0; c < C; c++) sum += x[c];
     float m = sum / (float)C;
     SUM(squares) for (n_t c = 0; c < C; c++) {
-        float d = x[c] + (shift ? shift[c] : 0.0f) - m;
+        float d = x[c] - m;
         squares += d * d;
     }
     *mean = m;
@@ -65,7 +65,7 @@ INLINE void moments(const float *x, const float *shift, n_t C, float epsilon, fl
 /* LayerNorm of a row; out may be x. */
 INLINE void layer_norm_row(const float *x, const float *weight, const float *bias, float epsilon, n_t C, float *out) {
     float mean, scale;
-    moments(x, NULL, C, epsilon, &mean, &scale);
+    moments(x, C, epsilon, &mean, &scale);
     SIMD for (n_t c = 0; c < C; c++) out[c] = (x[c] - mean) * scale * weight[c] + bias[c];
 }
 
@@ -95,16 +95,13 @@ INLINE void gelu_row(const float *x, const float *bias, n_t C, float *out) {
     SIMD for (n_t c = 0; c < C; c++) out[c] = gelu_of(x[c] + (bias ? bias[c] : 0.0f));
 }
 
-/* LayerNorm(heat + heat_bias) * SiLU(gate + gate_bias), without a bias where it is NULL; out may be heat. */
-INLINE void norm_gate_row(const float *heat, const float *heat_bias, const float *gate, const float *gate_bias,
-                          const float *weight, const float *bias, float epsilon, n_t C, float *out) {
+/* LayerNorm(heat) * SiLU(gate); out may be heat. */
+INLINE void norm_gate_row(const float *heat, const float *gate, const float *weight, const float *bias, float epsilon,
+                          n_t C, float *out) {
     float mean, scale;
-    moments(heat, heat_bias, C, epsilon, &mean, &scale);
-    SIMD for (n_t c = 0; c < C; c++) {
-        float z = gate[c] + (gate_bias ? gate_bias[c] : 0.0f);
-        float normal = (heat[c] + (heat_bias ? heat_bias[c] : 0.0f) - mean) * scale;
-        out[c] = (normal * weight[c] + bias[c]) * z * sigmoid(z);
-    }
+    moments(heat, C, epsilon, &mean, &scale);
+    SIMD for (n_t c = 0; c < C; c++)
+        out[c] = ((heat[c] - mean) * scale * weight[c] + bias[c]) * gate[c] * sigmoid(gate[c]);
 }
 
 /* The nine pixels around (row, w) of maps (B * H, W, C); zeros beyond the edges. */

@@ -21,12 +21,14 @@ INLINE void end_tile(float *own, n_t n) {
     }
 }
 
-static void end_sums(float *sums, n_t n, float *out) {
-    memset(out, 0, (size_t)n * sizeof(float));
-    for (int t = 0; t < omp_get_max_threads(); t++)
-        for (n_t i = 0; i < n; i++) out[i] += sums[2 * n * t + i];
-    free(sums);
+/* The sums over all threads; where those of the first were. */
+static const float *total(float *sums, n_t n) {
+    for (int t = 1; t < omp_get_max_threads(); t++)
+        for (n_t i = 0; i < n; i++) sums[i] += sums[2 * n * t + i];
+    return sums;
 }
+
+INLINE void copy(const float *from, n_t n, float *to) { memcpy(to, from, (size_t)n * sizeof(float)); }
 
 #define FOR_TILES(rows) \
     _Pragma("omp for schedule(static)") for (n_t tile = 0; tile < ((rows) + TILE - 1) / TILE; tile++)
@@ -40,9 +42,9 @@ void layer_norm(const float *restrict x, const float *restrict weight, const flo
     }
 }
 
-/* sums: (2, C), gradients of weight and bias. */
 void layer_norm_gradient(const float *restrict gradient, const float *restrict x, const float *restrict weight,
-                         float epsilon, n_t rows, n_t C, float *restrict of_x, float *restrict sums_out) {
+                         float epsilon, n_t rows, n_t C, float *restrict of_x, float *restrict of_weight,
+                         float *restrict of_bias) {
     float *sums = begin_sums(2 * C);
     _Pragma("omp parallel") {
         float *own = own_sums(sums, 2 * C), *tile_sums = own + 2 * C;
@@ -50,7 +52,7 @@ void layer_norm_gradient(const float *restrict gradient, const float *restrict x
             FOR_ROWS(rows) {
                 const float *g = gradient + row * C, *values = x + row * C;
                 float mean, scale, first = 0.0f, second = 0.0f;
-                moments(values, NULL, C, epsilon, &mean, &scale);
+                moments(values, C, epsilon, &mean, &scale);
                 SUM(first, second) for (n_t c = 0; c < C; c++) {
                     float normal = (values[c] - mean) * scale, scaled = g[c] * weight[c];
                     first += scaled;
@@ -67,17 +69,20 @@ void layer_norm_gradient(const float *restrict gradient, const float *restrict x
             end_tile(own, 2 * C);
         }
     }
-    end_sums(sums, 2 * C, sums_out);
+    const float *all = total(sums, 2 * C);
+    copy(all, C, of_weight);
+    copy(all + C, C, of_bias);
+    free(sums);
 }
 
-/* GELU of x + bias. */
-void gelu(const float *restrict x, const float *restrict bias, n_t rows, n_t C, float *restrict out) {
+void gelu(const float *restrict x, n_t rows, n_t C, float *restrict out) {
     _Pragma("omp parallel") FOR_TILES(rows) FOR_ROWS(rows) {
-        gelu_row(x + row * C, bias, C, out + row * C);
+        gelu_row(x + row * C, NULL, C, out + row * C);
     }
 }
 
-/* out: its result once more; of_x: may be the memory of gradient; of_bias: (C,). */
+/* Of GELU of x + bias, or of x where bias is NULL. out: its result once more, and of_bias, unless NULL; of_x may be the
+ * memory of gradient. */
 void gelu_gradient(const float *gradient, const float *restrict x, const float *restrict bias, n_t rows, n_t C,
                    float *restrict out, float *of_x, float *restrict of_bias) {
     float *sums = begin_sums(C);
@@ -86,9 +91,9 @@ void gelu_gradient(const float *gradient, const float *restrict x, const float *
         FOR_TILES(rows) {
             FOR_ROWS(rows) {
                 SIMD for (n_t c = 0; c < C; c++) {
-                    float bell, value = x[row * C + c] + bias[c], cdf = normal_cdf(value, &bell);
+                    float bell, value = x[row * C + c] + (bias ? bias[c] : 0.0f), cdf = normal_cdf(value, &bell);
                     float g = gradient[row * C + c] * (cdf + value * bell * 0.39894228f);
-                    out[row * C + c] = value * cdf;
+                    if (out) out[row * C + c] = value * cdf;
                     of_x[row * C + c] = g;
                     tile_sums[c] += g;
                 }
@@ -96,24 +101,16 @@ void gelu_gradient(const float *gradient, const float *restrict x, const float *
             end_tile(own, C);
         }
     }
-    end_sums(sums, C, of_bias);
+    if (of_bias) copy(total(sums, C), C, of_bias);
+    free(sums);
 }
 
-/* LayerNorm(heat + heat_bias) * SiLU(gate + gate_bias). */
-void norm_gate(const float *restrict heat, const float *restrict heat_bias, const float *restrict gate,
-               const float *restrict gate_bias, const float *restrict weight, const float *restrict bias,
-               float epsilon, n_t rows, n_t C, float *restrict out) {
-    _Pragma("omp parallel") FOR_TILES(rows) FOR_ROWS(rows) {
-        norm_gate_row(heat + row * C, heat_bias, gate + row * C, gate_bias, weight, bias, epsilon, C, out + row * C);
-    }
-}
-
-/* out: its result once more; of_heat: may be the memory of gradient; sums: (4, C), gradients of heat_bias, gate_bias,
- * weight and bias. */
-void norm_gate_gradient(const float *gradient, const float *restrict heat, const float *restrict heat_bias,
-                        const float *restrict gate, const float *restrict gate_bias, const float *restrict weight,
-                        const float *restrict bias, float epsilon, n_t rows, n_t C, float *restrict out,
-                        float *of_heat, float *restrict of_gate, float *restrict sums_out) {
+/* Of LayerNorm(heat) * SiLU(gate). out: its result once more; of_heat may be the memory of gradient; of_sums: (2, C), sums
+ * over the rows of of_heat and of of_gate. */
+void norm_gate_gradient(const float *gradient, const float *restrict heat, const float *restrict gate,
+                        const float *restrict weight, const float *restrict bias, float epsilon, n_t rows, n_t C,
+                        float *restrict out, float *of_heat, float *restrict of_gate, float *restrict of_sums,
+                        float *restrict of_weight, float *restrict of_bias) {
     float *sums = begin_sums(4 * C);
     _Pragma("omp parallel") {
         float *own = own_sums(sums, 4 * C), *tile_sums = own + 4 * C;
@@ -121,10 +118,10 @@ void norm_gate_gradient(const float *gradient, const float *restrict heat, const
             FOR_ROWS(rows) {
                 const float *g = gradient + row * C, *h = heat + row * C;
                 float mean, scale, first = 0.0f, second = 0.0f;
-                moments(h, heat_bias, C, epsilon, &mean, &scale);
+                moments(h, C, epsilon, &mean, &scale);
                 SUM(first, second) for (n_t c = 0; c < C; c++) {
-                    float z = gate[row * C + c] + gate_bias[c], s = sigmoid(z);
-                    float normal = (h[c] + heat_bias[c] - mean) * scale, affine = normal * weight[c] + bias[c];
+                    float z = gate[row * C + c], s = sigmoid(z);
+                    float normal = (h[c] - mean) * scale, affine = normal * weight[c] + bias[c];
                     float of_affine = g[c] * z * s, scaled = of_affine * weight[c];
                     float of_z = g[c] * affine * s * (1.0f + z * (1.0f - s));
                     out[row * C + c] = affine * z * s;
@@ -139,7 +136,7 @@ void norm_gate_gradient(const float *gradient, const float *restrict heat, const
                 first /= (float)C;
                 second /= (float)C;
                 SIMD for (n_t c = 0; c < C; c++) {
-                    float normal = (h[c] + heat_bias[c] - mean) * scale;
+                    float normal = (h[c] - mean) * scale;
                     float of_h = (of_heat[row * C + c] - first - normal * second) * scale;
                     of_heat[row * C + c] = of_h;
                     tile_sums[c] += of_h;
@@ -148,18 +145,14 @@ void norm_gate_gradient(const float *gradient, const float *restrict heat, const
             end_tile(own, 4 * C);
         }
     }
-    end_sums(sums, 4 * C, sums_out);
+    const float *all = total(sums, 4 * C);
+    copy(all, 2 * C, of_sums);
+    copy(all + 2 * C, C, of_weight);
+    copy(all + 3 * C, C, of_bias);
+    free(sums);
 }
 
-/* modes (B, n) times decay (n,). */
-void damp(const float *restrict modes, const float *restrict decay, n_t B, n_t n, float *restrict out) {
-    _Pragma("omp parallel for schedule(static)") for (n_t start = 0; start < n; start += 4096) {
-        n_t end = start + 4096 < n ? start + 4096 : n;
-        for (n_t b = 0; b < B; b++)
-            SIMD for (n_t i = start; i < end; i++) out[b * n + i] = modes[b * n + i] * decay[i];
-    }
-}
-
+/* Of modes (B, n) times decay (n,). */
 void damp_gradient(const float *restrict gradient, const float *restrict modes, const float *restrict decay, n_t B,
                    n_t n, float *restrict of_modes, float *restrict of_decay) {
     _Pragma("omp parallel for schedule(static)") for (n_t start = 0; start < n; start += 4096) {
@@ -188,23 +181,18 @@ void add_scaled(const float *restrict x, const float *restrict y, const float *r
     }
 }
 
-/* Depthwise 3 x 3 with a margin of 1: x (B, H, W, C), weight (9, C). */
-void depthwise(const float *restrict x, const float *restrict weight, const float *restrict bias, n_t B, n_t H, n_t W,
-               n_t C, float *restrict out) {
-    float *zeros = calloc((size_t)C, sizeof(float));
-    _Pragma("omp parallel for schedule(static)") for (n_t row = 0; row < B * H; row++) {
-        depthwise_line(x, zeros, weight, bias, row, H, W, C, out + row * W * C);
-    }
-    free(zeros);
-}
-
-/* sums: (10, C), gradients of the nine weights and of the bias. */
-void depthwise_gradient(const float *restrict gradient, const float *restrict x, n_t B, n_t H, n_t W, n_t C,
-                        float *restrict sums_out) {
+/* Of a depthwise convolution 3 x 3 with a margin of 1: x (B, H, W, C), kernel (C, 9). */
+void depthwise_gradient(const float *restrict gradient, const float *restrict x, const float *restrict kernel, n_t B,
+                        n_t H, n_t W, n_t C, float *restrict of_x, float *restrict of_kernel,
+                        float *restrict of_bias) {
     float *sums = begin_sums(10 * C), *zeros = calloc((size_t)C, sizeof(float));
+    float *mirrored = malloc((size_t)(9 * C) * sizeof(float));
+    for (n_t c = 0; c < C; c++)
+        for (int k = 0; k < 9; k++) mirrored[k * C + c] = kernel[c * 9 + 8 - k];
     _Pragma("omp parallel") {
         float *own = own_sums(sums, 10 * C), *row_sums = own + 10 * C;
         _Pragma("omp for schedule(static)") for (n_t row = 0; row < B * H; row++) {
+            depthwise_line(gradient, zeros, mirrored, zeros, row, H, W, C, of_x + row * W * C);
             for (n_t w = 0; w < W; w++) {
                 const float *a[9], *g = gradient + (row * W + w) * C;
                 neighbours(x, zeros, row, w, H, W, C, a);
@@ -216,23 +204,21 @@ void depthwise_gradient(const float *restrict gradient, const float *restrict x,
             end_tile(own, 10 * C);
         }
     }
+    const float *all = total(sums, 10 * C);
+    for (n_t c = 0; c < C; c++)
+        for (int k = 0; k < 9; k++) of_kernel[c * 9 + k] = all[k * C + c];
+    copy(all + 9 * C, C, of_bias);
+    free(sums);
     free(zeros);
-    end_sums(sums, 10 * C, sums_out);
+    free(mirrored);
 }
 
-/* Neighbourhoods 3 x 3, margin 1, every S-th in both directions, of x (B, H, W, C): (B * ceil(H/S) * ceil(W/S), 9 * C). */
+/* Neighbourhoods 3 x 3, margin 1, every S-th in both directions, of x (B, H, W, C): (B * ceil(H/S) * ceil(W/S), C * 9). */
 void patches(const float *restrict x, n_t B, n_t H, n_t W, n_t C, n_t S, float *restrict out) {
-    n_t rows = (H + S - 1) / S, columns = (W + S - 1) / S;
+    n_t lines = B * ((H + S - 1) / S), line = (W + S - 1) / S * C * 9;
     float *zeros = calloc((size_t)C, sizeof(float));
-    _Pragma("omp parallel for schedule(static)") for (n_t r = 0; r < B * rows; r++) {
-        n_t row = r / rows * H + r % rows * S;
-        for (n_t w = 0; w < columns; w++) {
-            const float *a[9];
-            float *o = out + (r * columns + w) * 9 * C;
-            neighbours(x, zeros, row, S * w, H, W, C, a);
-            for (int k = 0; k < 9; k++) memcpy(o + k * C, a[k], (size_t)C * sizeof(float));
-        }
-    }
+    _Pragma("omp parallel for schedule(static)") for (n_t r = 0; r < lines; r++)
+        patches_line(x, zeros, r, H, W, C, S, out + r * line);
     free(zeros);
 }
 
@@ -245,14 +231,14 @@ void patches_gradient(const float *restrict gradient, n_t B, n_t H, n_t W, n_t C
         for (int i = 0; i < 3; i++) {
             n_t above = h - i + 1; /* the row in whose neighbourhood this one is, if there is one */
             if (above % S || above < 0 || above / S >= rows) continue;
-            const float *line = gradient + (b * rows + above / S) * columns * 9 * C;
+            const float *line = gradient + (b * rows + above / S) * columns * C * 9;
             for (n_t w = 0; w < columns; w++)
                 for (int j = 0; j < 3; j++) {
                     n_t column = S * w + j - 1;
                     if (column < 0 || column >= W) continue;
                     float *o = of_x + (row * W + column) * C;
-                    const float *g = line + (9 * w + 3 * i + j) * C;
-                    SIMD for (n_t c = 0; c < C; c++) o[c] += g[c];
+                    const float *g = line + w * C * 9 + 3 * i + j;
+                    for (n_t c = 0; c < C; c++) o[c] += g[9 * c];
                 }
         }
     }
