@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from paddle_vheat._paddle import paddle
@@ -33,8 +34,7 @@ class AdamW(paddle.optimizer.AdamW):
         rate = self._create_param_lr(param_and_grad)
         spared = self._apply_decay_param_fun is not None and not self._apply_decay_param_fun(parameter.name)
         decay = 0.0 if spared else float(self._weight_decay)
-        native.run(
-            "adamw", parameter, gradient, rate, *state, parameter.size, self._beta1, self._beta2, self._epsilon, decay
-        )
+        sizes = math.prod(parameter.shape), self._beta1, self._beta2, self._epsilon
+        native.run("adamw", parameter, gradient, rate, *state, *sizes, decay)
         parameter._bump_inplace_version()
         return None

@@ -27,7 +27,14 @@ def _like(x: Tensor) -> Tensor:
 
 def _rows(x: Tensor) -> tuple[int, int]:
     """Number of rows of a map, and their length."""
-    return x.size // x.shape[-1], x.shape[-1]
+    *sides, length = x.shape
+    return math.prod(sides), length
+
+
+def _samples(x: Tensor) -> tuple[int, int]:
+    """Number of samples of a map, and the values of each."""
+    batch, *sides = x.shape
+    return batch, math.prod(sides)
 
 
 def flat(x: Tensor) -> Tensor:
@@ -96,15 +103,15 @@ class Residual(paddle.autograd.PyLayer):
         ctx.needed = needed(x, branch)
         ctx.save_for_backward(factors)
         out = _like(x)
-        run("add_scaled", x, branch, factors, x.shape[0], x.size // x.shape[0], out)
+        run("add_scaled", x, branch, factors, *_samples(x), out)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (factors,) = ctx.saved_tensor()
         # A copy for the branch even where the factor is 1: Paddle adds to gradients in place.
-        of_branch, batch = _like(gradient), gradient.shape[0]
-        run("add_scaled", None, gradient, factors, batch, gradient.size // batch, of_branch)
+        of_branch = _like(gradient)
+        run("add_scaled", None, gradient, factors, *_samples(gradient), of_branch)
         return (*wanted(ctx, gradient, of_branch), None)
 
 
@@ -232,7 +239,7 @@ class HeatConduction(paddle.autograd.PyLayer):
         of_out_weight = paddle.matmul(flat(gated), flat(gradient), transpose_x=True)
         of_damped = _dct_map(of_heat, inverse=False)
         of_modes, of_decay = gated, _like(decay)
-        run("damp_gradient", of_damped, modes, decay, x.shape[0], decay.size, of_modes, of_decay)
+        run("damp_gradient", of_damped, modes, decay, *_samples(x), of_modes, of_decay)
         of_heat = _dct_map(of_modes, inverse=True)
         of_convolved, of_weight = gated, _like(weight)
         run("split_linear_gradient", of_heat, of_gate, convolved, weight, *_rows(x), of_convolved, of_weight)
