@@ -91,8 +91,9 @@ void gelu_gradient(const float *gradient, const float *restrict x, const float *
         FOR_TILES(rows) {
             FOR_ROWS(rows) {
                 SIMD for (n_t c = 0; c < C; c++) {
-                    float bell, value = x[row * C + c] + (bias ? bias[c] : 0.0f), cdf = normal_cdf(value, &bell);
-                    float g = gradient[row * C + c] * (cdf + value * bell * 0.39894228f);
+                    float value = x[row * C + c] + (bias ? bias[c] : 0.0f), cdf = normal_cdf(value);
+                    float density = exponential(-0.5f * value * value) * 0.39894228f;
+                    float g = gradient[row * C + c] * (cdf + value * density);
                     if (out) out[row * C + c] = value * cdf;
                     of_x[row * C + c] = g;
                     tile_sums[c] += g;
