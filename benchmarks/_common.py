@@ -23,13 +23,16 @@ from paddle_vheat.ops import native
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def options(description: str | None, rounds: int | None = None) -> argparse.ArgumentParser:
-    """A parser with what benchmarks have in common; ``--job``: see :func:`in_own_process`."""
+def make_parser(
+    description: str | None, rounds: int | None = None, own_processes: bool = True
+) -> argparse.ArgumentParser:
+    """A parser with what benchmarks have in common; ``--job`` is for those of :func:`in_own_process`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each; default {rounds}")
     parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
+    if own_processes:
+        parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     return parser
 
 

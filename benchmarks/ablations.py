@@ -245,7 +245,7 @@ def draw(report: dict[str, Any], path: str) -> None:
 
 
 def main() -> None:
-    parser = common.options(__doc__)
+    parser = common.make_parser(__doc__, own_processes=False)
     parser.add_argument("--data", type=Path, required=True, help="folder with train/<class>/ and val/<class>/")
     parser.add_argument("--save_dir", default="output/ablations", help="folder of the runs; default output/ablations")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, metavar="NAME", help="default: all")

@@ -124,7 +124,7 @@ def exported(folder: Path, runtime: str, size: tuple[int, int]) -> dict[str, Any
 
 
 def main() -> None:
-    parser = common.options(__doc__, rounds=3)
+    parser = common.make_parser(__doc__, rounds=3)
     parser.add_argument("--size", nargs=2, type=int, default=[800, 1216], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--runtimes", nargs="+", default=["dygraph", *ONEDNN, "onnx"])
     args = parser.parse_args()

@@ -105,7 +105,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = common.options(__doc__, rounds=5)
+    parser = common.make_parser(__doc__, rounds=5)
     parser.add_argument("--sizes", nargs="+", type=int, default=[224, 768])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4], help="768 is measured at batch 1 only")
     parser.add_argument("--threads", nargs="+", type=int, default=[len(os.sched_getaffinity(0))])

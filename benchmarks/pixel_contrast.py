@@ -102,7 +102,7 @@ def training_step() -> dict[str, float]:
 
 
 def main() -> None:
-    parser = common.options(__doc__, rounds=3)
+    parser = common.make_parser(__doc__, rounds=3, own_processes=False)
     parser.add_argument("--step", action="store_true", help="also time a training step of HRNet_W48")
     args = parser.parse_args()
     report: dict[str, Any] = {"paddle": paddle.__version__}

@@ -134,7 +134,7 @@ def draw(path: str, tables: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = common.options(__doc__)
+    parser = common.make_parser(__doc__)
     parser.add_argument("--variant", choices=list(VHEAT), default="B")
     parser.add_argument("--growing", type=int, default=1024, help="largest side with growing windows; default 1024")
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="sides of the image in pixels")

@@ -102,7 +102,7 @@ def measure_transform(job: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = common.options(__doc__)
+    parser = common.make_parser(__doc__)
     parser.add_argument("--sizes", nargs="+", type=int, default=[128, 256, 512, 1024], help="sides in pixels")
     parser.add_argument("--sides", nargs="+", type=int, default=[128, 256, 512, 1024, 2048], help="of the transforms")
     parser.add_argument("--models", nargs="+", default=["vheat_ir_light", "swin_ir_light"])

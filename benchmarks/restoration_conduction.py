@@ -138,7 +138,7 @@ def print_table(runs: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = common.options(__doc__)
+    parser = common.make_parser(__doc__, own_processes=False)
     parser.add_argument("--train", nargs="+", required=True, help="folders of images to train on")
     parser.add_argument("--val", nargs="+", required=True, help="folders of images to score")
     parser.add_argument("--save_dir", default="output/conduction", help="folder of the runs; default output/conduction")

@@ -23,6 +23,8 @@ import _common as common  # noqa: E402
 import _plain  # noqa: E402
 
 from paddle_vheat._paddle import F, paddle  # noqa: E402
+from paddle_vheat.engine.adamw import AdamW  # noqa: E402
+from paddle_vheat.ops.training import accelerate_training  # noqa: E402
 
 JOBS = {
     "classifier 224": {"kind": "classifier", "size": 224, "batch": 4},
@@ -49,7 +51,10 @@ def measure(job: dict[str, Any]) -> dict[str, float]:
     state and the batch: activations, gradients and buffers."""
     model = build(job["kind"], job["size"], job["form"])
     model.train()
-    optimizer = paddle.optimizer.AdamW(1e-4, parameters=model.parameters())
+    if job["form"] == "plain":
+        optimizer = paddle.optimizer.AdamW(1e-4, parameters=model.parameters())
+    else:  # as the trainer does
+        optimizer = AdamW(1e-4, parameters=accelerate_training(model).parameters())
     images = paddle.randn([job["batch"], 3, job["size"], job["size"]])
     if job["kind"] == "classifier":
         labels = paddle.randint(0, 1000, [job["batch"]])
@@ -113,7 +118,7 @@ def _speed(dataset: Any, count: int) -> float:
 
 
 def main() -> None:
-    parser = common.options(__doc__, rounds=3)
+    parser = common.make_parser(__doc__, rounds=3)
     parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS))
     args = parser.parse_args()
     if args.job is not None:

@@ -177,11 +177,12 @@ def check_operator() -> str:
 def check_training() -> str:
     """Some steps on one batch, which must be learned."""
     from paddle_vheat._paddle import F, paddle
+    from paddle_vheat.engine.adamw import AdamW
     from paddle_vheat.ops.native import missing
     from paddle_vheat.ops.training import accelerate_training
 
     model, images, labels = accelerate_training(_small_classifier()), paddle.randn([8, 3, 32, 32]), paddle.arange(8) % 4
-    optimizer = paddle.optimizer.AdamW(3e-3, parameters=model.parameters())
+    optimizer = AdamW(3e-3, parameters=model.parameters())
     losses = []
     for _ in range(8):
         loss = F.cross_entropy(model(images), labels)

@@ -20,12 +20,12 @@ class AdamW(paddle.optimizer.AdamW):
         if isinstance(param_and_grad, dict):  # of a parameter group, whose settings this takes over
             param_and_grad = self._update_param_group(param_and_grad)
         parameter, gradient = param_and_grad
-        if not (native.usable(parameter, gradient) and parameter.is_contiguous() and self._is_plain(gradient)):
+        rate = self._create_param_lr(param_and_grad)
+        if not (native.usable(parameter, gradient, rate) and parameter.is_contiguous() and self._is_plain(gradient)):
             return super()._append_optimize_op(block, param_and_grad)
         # The state of a float32 parameter is float32 too, and on its device.
         names = self._moment1_acc_str, self._moment2_acc_str, self._beta1_pow_acc_str, self._beta2_pow_acc_str
         state = [self._get_accumulator_master(name, parameter) for name in names]
-        rate = self._create_param_lr(param_and_grad)
         spared = self._apply_decay_param_fun is not None and not self._apply_decay_param_fun(parameter.name)
         sizes = math.prod(parameter.shape), self._beta1, self._beta2, self._epsilon
         native.run("adamw", parameter, gradient, rate, *state, *sizes, 0.0 if spared else float(self._weight_decay))

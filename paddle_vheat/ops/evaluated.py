@@ -1,4 +1,4 @@
-"""Evaluation on a CPU by the kernels of ``forward.c``: parts of a network as one call each.
+"""Evaluation on a CPU by the kernels of ``products.c``: parts of a network as one call each.
 
 Each function computes what the layers given to it do, up to rounding, for float32 maps (B, H, W, C). Ask first whether
 the kernels take them: :func:`takes`, :func:`takes_operator`, :func:`takes_convolution`.

@@ -1,7 +1,7 @@
-"""Training on a CPU by the kernels of ``native.c``: parts of the network as one operation each.
+"""Training on a CPU by the kernels of ``native.c`` and ``products.c``: parts of the network as one operation each.
 
-Between matrix products, which are Paddle's, everything that goes over a map value by value is one pass. What a pass can
-compute again is not kept for the backward pass. All maps are float32 and channels last.
+Between matrix products, everything that goes over a map value by value is one pass. What a pass can compute again is
+not kept for the backward pass. All maps are float32 and channels last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from paddle_vheat.ops.native import run
 Tensor = Any
 
 PATCH_VALUES = 2**24  # neighbourhoods of a convolution that are laid out at a time, of whole samples: 64 MiB
-NO_NORM = None, None, 0.0  # of kernels of forward.c: that begin with no LayerNorm,
+NO_NORM = None, None, 0.0  # of kernels of products.c: that begin with no LayerNorm,
 BARE = None, None, None, None, 0.0  # and end with the linear layer
 
 

@@ -1,4 +1,4 @@
-/* What native.c and forward.c do to a row, and what their loops are made of. */
+/* What native.c and products.c do to a row, and what their loops are made of. */
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
@@ -11,6 +11,23 @@ typedef int64_t n_t;
 #define PRAGMA(text) _Pragma(#text)
 #define SIMD PRAGMA(omp simd)
 #define SUM(...) PRAGMA(omp simd reduction(+ : __VA_ARGS__))
+
+/* Whole cache lines: the order in which MKL adds may depend on where in a line its arrays begin. */
+INLINE n_t whole_lines(n_t floats) { return (floats + 15) / 16 * 16; }
+
+static __attribute__((unused)) float *allocate(n_t floats) {
+    float *space = aligned_alloc(64, (size_t)whole_lines(floats) * sizeof(float));
+    if (!space) {
+        fprintf(stderr, "paddle_vheat: out of memory\n");
+        abort();
+    }
+    return space;
+}
+
+/* As many zeros. */
+static __attribute__((unused)) float *allocate_zeros(n_t floats) {
+    return memset(allocate(floats), 0, (size_t)floats * sizeof(float));
+}
 
 /* e^x to 1 ulp (Cephes' expf); below -87 that of -87, above 88 that of 88. */
 INLINE float exponential(float x) {
@@ -31,8 +48,8 @@ INLINE float exponential(float x) {
 
 INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
-/* The normal distribution function: 1/2 + x p(x^2) / q(x^2), fitted to an absolute error of 2e-8. Below -5.5, where it is
- * less than that, 0. */
+/* The normal distribution function: 1/2 + x p(x^2) / q(x^2), fitted to an absolute error of 2e-8. Below -5.5, where it
+ * is less than that, 0. */
 INLINE float normal_cdf(float x) {
     float inner = x < -5.5f ? -5.5f : x;
     inner = inner > 5.5f ? 5.5f : inner;

@@ -10,7 +10,7 @@
 #define TILE 64 /* rows whose sums are added up before they go to the total: less rounding than one long sum */
 
 /* Sums over rows. Each thread has n totals, and n more for the rows of a tile. */
-static float *begin_sums(n_t n) { return calloc((size_t)(2 * n) * (size_t)omp_get_max_threads(), sizeof(float)); }
+static float *begin_sums(n_t n) { return allocate_zeros(2 * n * omp_get_max_threads()); }
 
 INLINE float *own_sums(float *sums, n_t n) { return sums + 2 * n * omp_get_thread_num(); }
 
@@ -106,8 +106,8 @@ void gelu_gradient(const float *gradient, const float *restrict x, const float *
     free(sums);
 }
 
-/* Of LayerNorm(heat) * SiLU(gate). out: its result once more; of_heat may be the memory of gradient; of_sums: (2, C), sums
- * over the rows of of_heat and of of_gate. */
+/* Of LayerNorm(heat) * SiLU(gate). out: its result once more; of_heat may be the memory of gradient; of_sums: (2, C),
+ * sums over the rows of of_heat and of of_gate. */
 void norm_gate_gradient(const float *gradient, const float *restrict heat, const float *restrict gate,
                         const float *restrict weight, const float *restrict bias, float epsilon, n_t rows, n_t C,
                         float *restrict out, float *of_heat, float *restrict of_gate, float *restrict of_sums,
@@ -186,8 +186,8 @@ void add_scaled(const float *restrict x, const float *restrict y, const float *r
 void depthwise_gradient(const float *restrict gradient, const float *restrict x, const float *restrict kernel, n_t B,
                         n_t H, n_t W, n_t C, float *restrict of_x, float *restrict of_kernel,
                         float *restrict of_bias) {
-    float *sums = begin_sums(10 * C), *zeros = calloc((size_t)C, sizeof(float));
-    float *mirrored = malloc((size_t)(9 * C) * sizeof(float));
+    float *sums = begin_sums(10 * C), *zeros = allocate_zeros(C);
+    float *mirrored = allocate(9 * C);
     for (n_t c = 0; c < C; c++)
         for (int k = 0; k < 9; k++) mirrored[k * C + c] = kernel[c * 9 + 8 - k];
     _Pragma("omp parallel") {
@@ -214,10 +214,11 @@ void depthwise_gradient(const float *restrict gradient, const float *restrict x,
     free(mirrored);
 }
 
-/* Neighbourhoods 3 x 3, margin 1, every S-th in both directions, of x (B, H, W, C): (B * ceil(H/S) * ceil(W/S), C * 9). */
+/* Neighbourhoods 3 x 3, margin 1, every S-th in both directions, of x (B, H, W, C):
+ * (B * ceil(H/S) * ceil(W/S), C * 9). */
 void patches(const float *restrict x, n_t B, n_t H, n_t W, n_t C, n_t S, float *restrict out) {
     n_t lines = B * ((H + S - 1) / S), line = (W + S - 1) / S * C * 9;
-    float *zeros = calloc((size_t)C, sizeof(float));
+    float *zeros = allocate_zeros(C);
     _Pragma("omp parallel for schedule(static)") for (n_t r = 0; r < lines; r++)
         patches_line(x, zeros, r, H, W, C, S, out + r * line);
     free(zeros);

@@ -1,4 +1,4 @@
-"""Kernels in C for a CPU (``native.c``, ``forward.c``): compiled on first use, done without where there is no compiler.
+"""Kernels in C for a CPU (``native.c``, ``products.c``): compiled on first use, done without if no compiler is there.
 
 Paddle's kernels for anything but matrix products run in one thread and pass over memory several times, which in a
 training step takes as long as the products (docs/performance.md). These share the threads of Paddle's own products:
@@ -23,7 +23,7 @@ from paddle_vheat.cpu import processor_fields
 
 Tensor = Any
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "forward.c", "kernels.h"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "products.c", "kernels.h"))
 PLAIN = {int: ctypes.c_int64, float: ctypes.c_float, type(None): ctypes.c_void_p}
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 
@@ -46,7 +46,7 @@ def run(name: str, *arguments: Any) -> None:
     kept: list[Any] = []  # a copy lives until the kernel is done
     given: list[Any] = []
     for value in arguments:
-        plain = PLAIN.get(type(value))
+        plain = next((kind for known, kind in PLAIN.items() if isinstance(value, known)), None)
         if plain is not None:
             given.append(plain(value))
         else:

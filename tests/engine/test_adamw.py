@@ -12,10 +12,11 @@ from tests.conftest import relative_error
 
 BETAS, EPSILON, DECAY = (0.9, 0.995), 1e-7, 0.1
 RATES = 1e-2, 5e-3, 2e-2, 1e-2
+KINDS = AdamW, paddle.optimizer.AdamW
 
 
 def steps(kind, gradients, **options):
-    """The parameters and the state after a step for each gradient, of two groups, and a parameter that is spared."""
+    """The parameters after a step for each gradient, of two groups, and the optimizer."""
     initial = {name: np.linspace(-1, 2, value.size).reshape(value.shape) for name, value in gradients[0].items()}
     parameters = {name: paddle.create_parameter(value.shape, "float32") for name, value in initial.items()}
     for name, parameter in parameters.items():
@@ -75,6 +76,36 @@ def test_steps_are_those_of_the_formula_and_of_paddle(gradients, monkeypatch):
     for mine, other in zip(states[0].values(), states[1].values(), strict=True):
         if isinstance(mine, paddle.Tensor):
             assert relative_error(mine.numpy(), other.numpy()) < 1e-6
+
+
+def test_parameters_can_be_spared(gradients):
+    found = [steps(kind, gradients, apply_decay_param_fun=lambda name: False)[0] for kind in KINDS]
+    for name, expected in found[1].items():
+        assert relative_error(found[0][name], expected) < 1e-6
+    assert relative_error(found[0]["a"], steps(AdamW, gradients)[0]["a"]) > 1e-5  # the decay makes a difference
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_run_continues_with_the_others_state(first):
+    """Two steps by one and two by the other are four steps by either."""
+    parameter = paddle.create_parameter([300], "float32")
+    initial = parameter.numpy()
+    results = []
+    for kinds in ((KINDS[first], KINDS[1 - first]), (KINDS[0], KINDS[0])):
+        parameter.set_value(initial)
+        state = {}
+        for kind in kinds:
+            with paddle.utils.unique_name.guard():  # the state has the names of a new process
+                optimizer = kind(RATES[0], parameters=[parameter], weight_decay=DECAY)
+                optimizer.set_state_dict(state)
+                for _ in range(2):
+                    (parameter**2).sum().backward()
+                    optimizer.step()
+                    optimizer.clear_grad()
+                state = optimizer.state_dict()
+        results.append(parameter.numpy())
+    assert relative_error(results[0], results[1]) < 1e-6
+    assert relative_error(initial, results[1]) > 1e-3
 
 
 @pytest.mark.parametrize("what", ["switched off", *([] if PADDLE_2 else ["amsgrad"])])

@@ -331,6 +331,9 @@ def _agreement_problems(options: SegmentationOptions, registry: Mapping[str, Any
             last = list(found)[-1]
             others = ", ".join(f"{where} says {value!r}" for where, value in list(found.items())[:-1])
             problems.append(f"'{last}' says {found[last]!r} for {key}, and {others}")
+    names, counts = options.class_names, list(agreed(options, registry, "num_classes").values())
+    if names is not None and counts and len(names) != counts[0]:
+        problems.append(f"'class_names' has {len(names)} names for {counts[0]} classes")
     return problems
 
 

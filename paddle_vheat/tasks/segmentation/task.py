@@ -198,11 +198,8 @@ class SegmentationTask:
 
     @property
     def class_names(self) -> list[str]:
-        names = self.options.class_names
-        if names is not None:
-            if len(names) != self.num_classes:
-                raise ConfigError(f"{self.source}: 'class_names' has {len(names)} names for {self.num_classes} classes")
-            return list(names)
+        if self.options.class_names is not None:
+            return list(self.options.class_names)
         return list(CITYSCAPES_NAMES) if self._is_cityscapes else [str(i) for i in range(self.num_classes)]
 
     @property

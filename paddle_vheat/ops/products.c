@@ -1,9 +1,11 @@
-/* Parts of a network, forward, and what else needs products. A thread takes a piece of a map through all steps that need nothing beside it, matrix
- * products among them, while the piece is in its cache. The products are those of Paddle's own library (MKL), called by
- * each thread for itself. Training is given what it keeps for the gradient; in evaluation those arrays are NULL.
+/* What needs matrix products: parts of a network, forward, and one gradient.
  *
- * Arrays as in native.c. Every value of a result is computed by one thread, in an order that does not depend on which
- * thread it is: for a number of threads every result is reproducible bit by bit.
+ * A thread takes a piece of a map through all steps that need nothing beside it, products among them, while the piece
+ * is in its cache. The products are those of Paddle's own library (MKL), called by each thread for itself. Training is given
+ * what it keeps for the gradient; in evaluation those arrays are NULL.
+ *
+ * Arrays as in native.c. In the forward passes every value of a result is computed by one thread, in an order that does
+ * not depend on which thread it is. For a number of threads every result is reproducible bit by bit.
  */
 #include "kernels.h"
 
@@ -21,18 +23,6 @@ INLINE void product(n_t M, n_t N, n_t K, int a_form, const float *a, n_t a_strid
                     n_t b_stride, int add, float *out, n_t out_stride) {
     cblas_sgemm(101, a_form, b_form, (int)M, (int)N, (int)K, 1.0f, a, (int)a_stride, b, (int)b_stride,
                 add ? 1.0f : 0.0f, out, (int)out_stride);
-}
-
-/* Whole cache lines: the order in which MKL adds may depend on where in a line its arrays begin. */
-INLINE n_t whole_lines(n_t floats) { return (floats + 15) / 16 * 16; }
-
-static float *allocate(n_t floats) {
-    float *space = aligned_alloc(64, (size_t)whole_lines(floats) * sizeof(float));
-    if (!space) {
-        fprintf(stderr, "paddle_vheat: out of memory\n");
-        abort();
-    }
-    return space;
 }
 
 INLINE n_t smaller(n_t a, n_t b) { return a < b ? a : b; }
@@ -76,9 +66,10 @@ INLINE void end_branch(ending end, const float *inner, n_t K, n_t start, n_t row
 }
 
 /* Linear (C, N), GELU, and the ending, with its linear layer (N, C). kept (rows, N): what the bias is added to. */
-void mlp(const float *in, const float *first_weight, const float *first_bias, float first_epsilon, const float *weight, const float *bias, const float *out_weight, const float *out_bias,
-         const float *norm_weight, const float *norm_bias, const float *scale, const float *x, float epsilon, n_t rows,
-         n_t C, n_t N, float *out, float *kept) {
+void mlp(const float *in, const float *first_weight, const float *first_bias, float first_epsilon, const float *weight,
+         const float *bias, const float *out_weight, const float *out_bias, const float *norm_weight,
+         const float *norm_bias, const float *scale, const float *x, float epsilon, n_t rows, n_t C, n_t N, float *out,
+         float *kept) {
     ending end = {out_weight, out_bias, norm_weight, norm_bias, scale, x, epsilon};
     n_t size = piece_of(rows, 1, N);
     n_t own = whole_lines(size * (N + C));
@@ -99,8 +90,8 @@ void mlp(const float *in, const float *first_weight, const float *first_bias, fl
 
 /* The Heat Conduction Operator of maps (B, H, W, C), and the ending, with its last linear layer (C, C). kernel (C, 9),
  * weight (C, 2 C), bases (H, H) and (W, W) of the DCT, decay (H, W, C). Maps (B, H, W, C) besides: gate and heat, which
- * are needed; kept, both or neither, what the linear layer is given and the modes before they are damped. If they are, the
- * conducted heat is left in `heat`. */
+ * are needed; kept, both or neither, what the linear layer is given and the modes before they are damped. If they
+ * are, the conducted heat is left in `heat`. */
 void heat_conduction(const float *in, const float *first_weight, const float *first_bias, float first_epsilon,
                      const float *kernel, const float *kernel_bias, const float *weight,
                      const float *bias, const float *row_basis, const float *column_basis, const float *decay,
@@ -113,7 +104,7 @@ void heat_conduction(const float *in, const float *first_weight, const float *fi
     n_t width = whole_lines(piece_of(line, 1, H));
     n_t own = whole_lines(2 * size * line > H * width ? 2 * size * line : H * width);
     float *space = allocate(own * threads);
-    float *taps = allocate(9 * C), *zeros = calloc((size_t)C, sizeof(float));
+    float *taps = allocate(9 * C), *zeros = allocate_zeros(C);
     for (n_t c = 0; c < C; c++)
         for (int k = 0; k < 9; k++) taps[k * C + c] = kernel[c * 9 + k];
 
@@ -175,7 +166,7 @@ void convolution(const float *x, const float *weight, const float *bias, const f
                  float *out) {
     n_t lines = B * ((H + S - 1) / S), columns = (W + S - 1) / S, K = 9 * C, size = piece_of(lines, columns, K);
     n_t own = whole_lines(size * columns * K);
-    float *space = allocate(own * omp_get_max_threads()), *zeros = calloc((size_t)C, sizeof(float));
+    float *space = allocate(own * omp_get_max_threads()), *zeros = allocate_zeros(C);
     FOR_PIECES(lines, size) {
         n_t count = smaller(size, lines - start), rows = count * columns;
         float *patches = space + own * omp_get_thread_num(), *o = out + start * columns * D;
@@ -191,8 +182,8 @@ void convolution(const float *x, const float *weight, const float *bias, const f
     free(zeros);
 }
 
-/* Gradients of a linear layer (C, 2 C) whose result goes on as two maps, theirs being a and b (rows, C); x (rows, C) is what
- * it was given. Outside of parallel regions, products take all threads by themselves. */
+/* Gradients of a linear layer (C, 2 C) whose result goes on as two maps, theirs being a and b (rows, C); x (rows, C) is
+ * what it was given. Outside of parallel regions, products take all threads by themselves. */
 void split_linear_gradient(const float *a, const float *b, const float *x, const float *weight, n_t rows, n_t C,
                            float *of_x, float *of_weight) {
     product(rows, C, C, AS_IS, a, C, TRANSPOSED, weight, 2 * C, 0, of_x, C);
