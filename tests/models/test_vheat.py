@@ -444,7 +444,7 @@ def test_static_graph_equals_dygraph(form, tmp_path):
     traced = model if form == "plain" else model.fold(None if dynamic else (64, 96))
     spec = [paddle.static.InputSpec([None, 3, None, None] if dynamic else [1, 3, 64, 96], "float32", "x")]
     static = paddle.jit.to_static(traced, input_spec=spec, full_graph=True)
-    operators = static.products.concrete_program.main_program.global_block().ops
+    operators = static.forward.concrete_program.main_program.global_block().ops
     products = sum("matmul" in (op.type if PADDLE_2 else op.name()) for op in operators)
     # In each of 5 blocks the DCT and its inverse over two axes and four layers; the head; where nothing is folded, in
     # each block that of k, and in each stage two that resize its embedding.

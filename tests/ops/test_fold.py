@@ -275,7 +275,7 @@ def test_embeddings_are_told_apart():
 
 def operations(layer, shape):
     static = paddle.jit.to_static(layer, input_spec=[paddle.static.InputSpec(shape, "float64")], full_graph=True)
-    program = static.products.concrete_program.main_program
+    program = static.forward.concrete_program.main_program
     return [op.type if PADDLE_2 else op.name() for op in program.global_block().ops]
 
 
