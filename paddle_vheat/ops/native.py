@@ -24,7 +24,6 @@ from paddle_vheat.cpu import processor_fields
 Tensor = Any
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "products.c", "kernels.h"))
-PLAIN = {int: ctypes.c_int64, float: ctypes.c_float, type(None): ctypes.c_void_p}
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 
 
@@ -46,9 +45,12 @@ def run(name: str, *arguments: Any) -> None:
     kept: list[Any] = []  # a copy lives until the kernel is done
     given: list[Any] = []
     for value in arguments:
-        plain = next((kind for known, kind in PLAIN.items() if isinstance(value, known)), None)
-        if plain is not None:
-            given.append(plain(value))
+        if isinstance(value, int):
+            given.append(ctypes.c_int64(value))
+        elif isinstance(value, float):
+            given.append(ctypes.c_float(value))
+        elif value is None:
+            given.append(ctypes.c_void_p(None))
         else:
             kept.append(value if value.is_contiguous() else value.contiguous())
             given.append(ctypes.c_void_p(kept[-1].data_ptr()))
