@@ -81,7 +81,7 @@ class Way(RestorationTask):
     def __init__(self, args: argparse.Namespace, name: str) -> None:
         changes, self.prepare_model, self.factors = WAYS[name]
         folders = [f"train.folders={json.dumps(args.train)}", f"val.folders={json.dumps(args.val)}"]
-        config = load_config(CONFIG, [*folders, f"iters={args.iters}", *changes])
+        config = load_config(CONFIG, [*folders, "batch_size=8", f"iters={args.iters}", *changes])
         super().__init__(config, name, argparse.Namespace(ablate="k=0"))
 
     def build_model(self, pretrained: bool = True) -> Any:
