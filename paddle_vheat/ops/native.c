@@ -247,7 +247,7 @@ void patches_gradient(const float *restrict gradient, n_t B, n_t H, n_t W, n_t C
 }
 
 /* A step of AdamW in place, as Paddle computes it; rate and powers of the betas are arrays of one value, and the powers
- * are taken further. */
+ * are updated. */
 void adamw(float *restrict parameter, const float *restrict gradient, const float *rate, float *restrict first,
            float *restrict second, float *power1, float *power2, n_t n, float beta1, float beta2, float epsilon,
            float decay) {

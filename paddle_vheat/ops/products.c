@@ -1,8 +1,8 @@
 /* What needs matrix products: parts of a network, forward, and one gradient.
  *
  * A thread takes a piece of a map through all steps that need nothing beside it, products among them, while the piece
- * is in its cache. The products are those of Paddle's own library (MKL), called by each thread for itself. Training is given
- * what it keeps for the gradient; in evaluation those arrays are NULL.
+ * is in its cache. The products are those of Paddle's own library (MKL), called by each thread for itself. Training is
+ * given what it keeps for the gradient; in evaluation those arrays are NULL.
  *
  * Arrays as in native.c. In the forward passes every value of a result is computed by one thread, in an order that does
  * not depend on which thread it is. For a number of threads every result is reproducible bit by bit.

@@ -10,6 +10,7 @@ import scipy.fft
 
 from paddle_vheat import ops
 from paddle_vheat._paddle import nn, paddle
+from paddle_vheat.ops.without import without_conduction
 from paddle_vheat.weights.loading import load_state
 from tests.conftest import golden, relative_error, sample
 
@@ -260,12 +261,12 @@ def test_without_conduction():
         kept = ops.fold(network)
         kept(x)
         for copied in (network, kept, ops.fold(network, (6, 5))):
-            found = heat_module.without_conduction(copied)(x).numpy()
+            found = without_conduction(copied)(x).numpy()
             assert relative_error(found, expected) < 1e-5
             assert relative_error(copied(x).numpy(), conducted) < 1e-5
     assert relative_error(conducted, expected) > 0.05
     with pytest.raises(ValueError, match="Linear holds no heat conduction operator"):
-        heat_module.without_conduction(nn.Linear(2, 2))
+        without_conduction(nn.Linear(2, 2))
 
 
 def test_heat_and_decay_of_different_precision():

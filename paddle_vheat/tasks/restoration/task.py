@@ -20,7 +20,7 @@ from paddle_vheat.engine.task import Check, ExportSpec, Metric, Program
 from paddle_vheat.errors import UserError
 from paddle_vheat.export import inference_copy
 from paddle_vheat.models.restoration import MODELS, RestorationNet
-from paddle_vheat.ops.heat import without_conduction
+from paddle_vheat.ops.without import without_conduction
 from paddle_vheat.tasks.restoration import config as schema
 from paddle_vheat.tasks.restoration.data import RestorationData, as_channels, to_image, to_planes
 from paddle_vheat.tasks.restoration.degrade import as_float
