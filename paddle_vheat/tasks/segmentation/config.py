@@ -13,6 +13,7 @@ from paddle_vheat.config.options import INFINITE, check_value
 from paddle_vheat.data.image_file import MAX_PIXELS
 from paddle_vheat.engine.optim import Factors, Recipe, Schedule, schedulers
 from paddle_vheat.models.vheat import MIN_SIZE
+from paddle_vheat.tasks.segmentation.agreement import agreement_problems, bank_problems
 from paddle_vheat.tasks.segmentation.transforms import build_transform
 
 _SIZES = ("crop_size", "target_size")
@@ -161,7 +162,7 @@ def read(config: Mapping[str, Any], registry: Mapping[str, Any]) -> tuple[Segmen
         if key not in spoilt:
             problems += _dataset_problems(getattr(options, key), key, options.model)
     if not broken_blocks(problems) & {"loss", "model", "train_dataset", "val_dataset"}:
-        problems += _bank_problems(options) + _agreement_problems(options, registry)
+        problems += bank_problems(options) + agreement_problems(options, registry)
     return options, problems
 
 
@@ -297,54 +298,6 @@ def _dataset_problems(block: Mapping[str, Any] | None, key: str, model: Mapping[
                 problems.append(f"{where}; {name or 'an image'} needs at least {low} pixels a side")
             elif math.prod(pair) > MAX_PIXELS:
                 problems.append(f"{where}, more than {MAX_PIXELS} pixels")
-    return problems
-
-
-def agreed(options: SegmentationOptions, registry: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """What the blocks say of "num_classes", "img_channels" or "ignore_index": place to value.
-
-    A data set's class may fix them; its block, the model's and (of the channels) the backbone's may give them.
-    """
-    names = {"num_classes": "NUM_CLASSES", "img_channels": "IMG_CHANNELS", "ignore_index": "IGNORE_INDEX"}
-    found: dict[str, Any] = {}
-    for where in ("train_dataset", "val_dataset"):
-        block = getattr(options, where) or {}
-        fixed = getattr(registry.get(str(block.get("type", ""))), names[key], None)
-        if fixed is not None:
-            found[f"{where}.type"] = fixed
-        if block.get(key) is not None:
-            found[f"{where}.{key}"] = block[key]
-    model = options.model or {}
-    backbone = model.get("backbone") if isinstance(model.get("backbone"), Mapping) else {}
-    if key == "num_classes" and model.get(key) is not None:
-        found["model.num_classes"] = model[key]
-    if key == "img_channels" and (backbone or {}).get("in_channels") is not None:
-        found["model.backbone.in_channels"] = backbone["in_channels"]  # type: ignore[index]
-    return found
-
-
-def _agreement_problems(options: SegmentationOptions, registry: Mapping[str, Any]) -> list[str]:
-    problems = []
-    for key in ("num_classes", "img_channels", "ignore_index"):
-        found = agreed(options, registry, key)
-        if len(set(map(repr, found.values()))) > 1:
-            last = list(found)[-1]
-            others = ", ".join(f"{where} says {value!r}" for where, value in list(found.items())[:-1])
-            problems.append(f"'{last}' says {found[last]!r} for {key}, and {others}")
-    names, counts = options.class_names, list(agreed(options, registry, "num_classes").values())
-    if names is not None and counts and len(names) != counts[0]:
-        problems.append(f"'class_names' has {len(names)} names for {counts[0]} classes")
-    return problems
-
-
-def _bank_problems(options: SegmentationOptions) -> list[str]:
-    """Memory banks that are made for another model than this one."""
-    problems = []
-    for i, loss in enumerate((options.loss or {}).get("types", [])):
-        for key in ("num_classes", "proj_dim"):
-            given, wanted = loss.get(key), (options.model or {}).get(key)
-            if loss.get("type") == "PixelContrastLoss" and None not in (given, wanted) and given != wanted:
-                problems.append(f"'loss.types.{i}.{key}' is {given!r}, and 'model.{key}' is {wanted!r}")
     return problems
 
 

@@ -24,6 +24,7 @@ from paddle_vheat.integrations import paddleseg as seg
 from paddle_vheat.losses import PixelContrastLoss
 from paddle_vheat.models.vheat import MIN_SIZE, VHeat
 from paddle_vheat.tasks.segmentation import config as schema
+from paddle_vheat.tasks.segmentation.agreement import agreed
 from paddle_vheat.tasks.segmentation.cityscapes import CITYSCAPES_NAMES, CITYSCAPES_PALETTE
 from paddle_vheat.tasks.segmentation.data import SegmentationData, build_dataset
 from paddle_vheat.tasks.segmentation.evaluator import SegmentationEvaluator
@@ -183,7 +184,7 @@ class SegmentationTask:
 
     def _agreed(self, key: str) -> Any:
         """What the blocks say of "num_classes", "img_channels" or "ignore_index"; None if nothing does."""
-        return next(iter(schema.agreed(self.options, self.registry, key).values()), None)
+        return next(iter(agreed(self.options, self.registry, key).values()), None)
 
     @property
     def num_classes(self) -> int:
