@@ -7,7 +7,7 @@ is PaddleSeg's, with windows of 7 x 7 at every size and with windows that grow w
 that they see the same part of it; these up to ``--growing`` pixels a side only, since their attention grows as the
 square. Each measurement has a process of its own. The exponent is that of a power law in the number of pixels, fitted
 over all sizes that were measured. Memory is what Paddle allocates beyond the weights. PyTorch's vHeat at these sizes:
-``make bench-torch ARGS="--inference 224x1 2048x1 --training --forms 'dynamic graph'"``.
+``make bench-torch ARGS="--inference 224x1 2048x1 --training --forms dygraph"``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from paddle_vheat._paddle import nn
 from paddle_vheat.models.layers import ChannelsLastConv2D
 from paddle_vheat.models.vheat import MLP, Block, Downsample, Stem
 from paddle_vheat.ops import fused
-from paddle_vheat.ops.training import fusible, trained_form
+from paddle_vheat.ops.training import TrainedHeatConduction2D, fusible, trained_form, unwatched
 
 Tensor = Any
 
@@ -52,9 +52,14 @@ class TrainedMLP(MLP):
     plain_form = MLP
 
     def forward(self, x: Tensor) -> Tensor:
-        if not fusible(x, self.fc1, self.fc2):
-            return MLP.forward(self, x)
-        return fused.MLP.apply(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        return self.by_kernels(x, *fused.ALONE) if self.is_fusible(x) else MLP.forward(self, x)
+
+    def is_fusible(self, x: Tensor) -> bool:
+        return fusible(x, self.fc1, self.fc2)
+
+    def by_kernels(self, x: Tensor, *branch: Any) -> Tensor:
+        """The MLP, or a residual branch with it: see :mod:`paddle_vheat.ops.fused`."""
+        return fused.MLP.apply(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, *branch)
 
 
 @trained_form
@@ -62,17 +67,30 @@ class TrainedBlock(Block):
     plain_form = Block
 
     def forward(self, x: Tensor, frequency_embedding: Tensor | None) -> Tensor:
-        if not fusible(x, self.norm1, self.norm2) or self.drop_path._forward_post_hooks:
+        if not self._is_fusible(x):
             return Block.forward(self, x, frequency_embedding)
-        conducted = self.hco(x if self.post_norm else self.norm1(x), frequency_embedding)
-        x = self._joined(x, conducted, self.norm1, "gamma1")
-        mixed = self.mlp(x if self.post_norm else self.norm2(x))
-        return self._joined(x, mixed, self.norm2, "gamma2")
+        if self.post_norm:
+            x = self._joined(x, self.hco(x, frequency_embedding), self.norm1, "gamma1")
+            return self._joined(x, self.mlp(x), self.norm2, "gamma2")
+        x = self.hco.by_kernels(x, frequency_embedding, *self._branch(x, self.norm1))
+        return self.mlp.by_kernels(x, *self._branch(x, self.norm2))
+
+    def _is_fusible(self, x: Tensor) -> bool:
+        if not fusible(x, self.norm1, self.norm2) or not unwatched(self.drop_path):
+            return False
+        operators = self.hco, self.mlp
+        return self.post_norm or (
+            not self.has_layer_scale
+            and [type(operator) for operator in operators] == [TrainedHeatConduction2D, TrainedMLP]
+            and unwatched(*operators)
+            and all(operator.is_fusible(x) for operator in operators)
+        )
+
+    def _branch(self, x: Tensor, norm: nn.LayerNorm) -> tuple[Any, ...]:
+        return norm.weight, norm.bias, norm._epsilon, self.drop_path.factors(x)
 
     def _joined(self, x: Tensor, branch: Tensor, norm: nn.LayerNorm, scale: str) -> Tensor:
-        if self.post_norm and self.has_layer_scale:  # of the norm's parameters rather than of the map
-            scales = getattr(self, scale)
-            branch = fused.LayerNorm.apply(branch, norm.weight * scales, norm.bias * scales, norm._epsilon)
-        else:
-            branch = self._after(branch, norm, scale)
-        return fused.Residual.apply(x, branch, self.drop_path.factors(x))
+        weight, bias = norm.weight, norm.bias
+        if self.has_layer_scale:  # of the norm's parameters rather than of the map
+            weight, bias = (parameter * getattr(self, scale) for parameter in (weight, bias))
+        return fused.NormedResidual.apply(x, branch, weight, bias, self.drop_path.factors(x), norm._epsilon)

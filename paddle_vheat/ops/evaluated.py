@@ -82,8 +82,7 @@ ALONE = Branch(joins=False)
 # No method of the class: Paddle's tracing of bytecode does not find those of a dataclass.
 def _ending(around: Branch, x: Tensor, linear: nn.Linear) -> tuple[Any, ...]:
     """Arguments of a kernel for what follows the operator, its last linear layer included."""
-    weight, bias, epsilon = _norm(around.last)
-    return linear.weight, linear.bias, weight, bias, around.scale, x if around.joins else None, epsilon
+    return linear.weight, linear.bias, *_norm(around.last), around.scale, None, 0, x if around.joins else None
 
 
 def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear, around: Branch = ALONE) -> Tensor:

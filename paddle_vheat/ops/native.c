@@ -34,44 +34,50 @@ INLINE void copy(const float *from, n_t n, float *to) { memcpy(to, from, (size_t
     _Pragma("omp for schedule(static)") for (n_t tile = 0; tile < ((rows) + TILE - 1) / TILE; tile++)
 #define FOR_ROWS(rows) for (n_t row = tile * TILE; row < (rows) && row < (tile + 1) * TILE; row++)
 
-/* LayerNorm over C. */
-void layer_norm(const float *restrict x, const float *restrict weight, const float *restrict bias, float epsilon,
-                n_t rows, n_t C, float *restrict out) {
+/* LayerNorm over C; unless x is NULL, x + factors * that, the factors being one for each `sample` rows. */
+void layer_norm(const float *restrict branch, const float *restrict weight, const float *restrict bias, float epsilon,
+                const float *restrict x, const float *restrict factors, n_t sample, n_t rows, n_t C,
+                float *restrict out) {
     _Pragma("omp parallel") FOR_TILES(rows) FOR_ROWS(rows) {
-        layer_norm_row(x + row * C, weight, bias, epsilon, C, out + row * C);
+        float *o = out + row * C;
+        layer_norm_row(branch + row * C, weight, bias, epsilon, C, o);
+        if (!x) continue;
+        float factor = factors[row / sample];
+        SIMD for (n_t c = 0; c < C; c++) o[c] = x[row * C + c] + factor * o[c];
     }
 }
 
-void layer_norm_gradient(const float *restrict gradient, const float *restrict x, const float *restrict weight,
-                         float epsilon, n_t rows, n_t C, float *restrict of_x, float *restrict of_weight,
-                         float *restrict of_bias) {
+/* Of its branch, weight and bias; of the branch, `plus` is added unless NULL. */
+void layer_norm_gradient(const float *restrict gradient, const float *restrict branch, const float *restrict weight,
+                         float epsilon, const float *restrict plus, const float *restrict factors, n_t sample, n_t rows,
+                         n_t C, float *restrict of_branch, float *restrict of_weight, float *restrict of_bias) {
     float *sums = begin_sums(2 * C);
     _Pragma("omp parallel") {
-        float *own = own_sums(sums, 2 * C), *tile_sums = own + 2 * C;
+        float *all = own_sums(sums, 2 * C), *tile_sums = all + 2 * C;
         FOR_TILES(rows) {
             FOR_ROWS(rows) {
-                const float *g = gradient + row * C, *values = x + row * C;
-                float mean, scale, first = 0.0f, second = 0.0f;
+                const float *g = gradient + row * C, *values = branch + row * C;
+                float mean, scale, first = 0.0f, second = 0.0f, factor = factors ? factors[row / sample] : 1.0f;
                 moments(values, C, epsilon, &mean, &scale);
                 SUM(first, second) for (n_t c = 0; c < C; c++) {
-                    float normal = (values[c] - mean) * scale, scaled = g[c] * weight[c];
+                    float normal = (values[c] - mean) * scale, own = g[c] * factor, scaled = own * weight[c];
                     first += scaled;
                     second += scaled * normal;
-                    tile_sums[c] += g[c] * normal;
-                    tile_sums[C + c] += g[c];
+                    tile_sums[c] += own * normal;
+                    tile_sums[C + c] += own;
                 }
                 first /= (float)C;
                 second /= (float)C;
-                SIMD for (n_t c = 0; c < C; c++)
-                    of_x[row * C + c] =
-                        (g[c] * weight[c] - first - (values[c] - mean) * scale * second) * scale;
+                SIMD for (n_t c = 0; c < C; c++) {
+                    float of_value = (g[c] * factor * weight[c] - first - (values[c] - mean) * scale * second) * scale;
+                    of_branch[row * C + c] = of_value + (plus ? plus[row * C + c] : 0.0f);
+                }
             }
-            end_tile(own, 2 * C);
+            end_tile(all, 2 * C);
         }
     }
-    const float *all = total(sums, 2 * C);
-    copy(all, C, of_weight);
-    copy(all + C, C, of_bias);
+    copy(total(sums, 2 * C), C, of_weight);
+    copy(sums + C, C, of_bias);
     free(sums);
 }
 
@@ -153,6 +159,31 @@ void norm_gate_gradient(const float *gradient, const float *restrict heat, const
     free(sums);
 }
 
+/* w_n^2 + w_m^2 of mode `row` of a map H x W, with w_n = pi n / H. */
+INLINE float squared_frequency(n_t row, n_t H, n_t W) {
+    const float pi = 3.14159265f;
+    float down = (float)(row / W) * (pi / (float)H), across = (float)(row % W) * (pi / (float)W);
+    return down * down + across * across;
+}
+
+/* exp(-k w^2) of every mode, (H, W, C), where k is x, or 0 where that is less. */
+void decay(const float *restrict x, n_t H, n_t W, n_t C, float *restrict out) {
+    _Pragma("omp parallel for schedule(static)") for (n_t row = 0; row < H * W; row++) {
+        float square = squared_frequency(row, H, W);
+        SIMD for (n_t i = row * C; i < (row + 1) * C; i++) out[i] = exponential(x[i] < 0.0f ? 0.0f : -square * x[i]);
+    }
+}
+
+/* decay: its result. */
+void decay_gradient(const float *restrict gradient, const float *restrict x, const float *restrict decay, n_t H, n_t W,
+                    n_t C, float *restrict of_x) {
+    _Pragma("omp parallel for schedule(static)") for (n_t row = 0; row < H * W; row++) {
+        float square = squared_frequency(row, H, W);
+        SIMD for (n_t i = row * C; i < (row + 1) * C; i++)
+            of_x[i] = x[i] <= 0.0f ? 0.0f : -square * decay[i] * gradient[i];
+    }
+}
+
 /* Of modes (B, n) times decay (n,). */
 void damp_gradient(const float *restrict gradient, const float *restrict modes, const float *restrict decay, n_t B,
                    n_t n, float *restrict of_modes, float *restrict of_decay) {
@@ -168,17 +199,12 @@ void damp_gradient(const float *restrict gradient, const float *restrict modes, 
     }
 }
 
-/* x + scale y, (B, n) with scale (B,); without x, scale y. */
-void add_scaled(const float *restrict x, const float *restrict y, const float *restrict scale, n_t B, n_t n,
-                float *restrict out) {
+/* scale x, (B, n) with scale (B,). */
+void scale_samples(const float *restrict x, const float *restrict scale, n_t B, n_t n, float *restrict out) {
     n_t pieces = (n + 4095) / 4096;
     _Pragma("omp parallel for schedule(static)") for (n_t piece = 0; piece < B * pieces; piece++) {
         n_t b = piece / pieces, start = piece % pieces * 4096, end = start + 4096 < n ? start + 4096 : n;
-        float s = scale[b];
-        if (x)
-            SIMD for (n_t i = b * n + start; i < b * n + end; i++) out[i] = x[i] + s * y[i];
-        else
-            SIMD for (n_t i = b * n + start; i < b * n + end; i++) out[i] = s * y[i];
+        SIMD for (n_t i = b * n + start; i < b * n + end; i++) out[i] = scale[b] * x[i];
     }
 }
 

@@ -44,12 +44,15 @@ INLINE void fill(const float *bias, n_t rows, n_t C, float *out) {
             memset(out + row * C, 0, (size_t)C * sizeof(float));
 }
 
-/* What a branch (rows, C) of a residual block ends with: a linear layer (K, C); then, unless NULL, LayerNorm and a
- * scale for each channel; then, unless NULL, x is added, from which the branch left. What it begins with, unless NULL,
- * is a LayerNorm of its own, the `first`. */
+/* What a branch (rows, C) of a residual block ends with: a linear layer (K, C); then, unless NULL, LayerNorm, a scale for
+ * each channel and a factor for each `sample` rows; then, unless NULL, x is added, from which the branch left. What it
+ * begins with, unless NULL, is a LayerNorm of its own, the `first`. */
 typedef struct {
-    const float *weight, *bias, *norm_weight, *norm_bias, *scale, *x;
+    const float *weight, *bias, *norm_weight, *norm_bias;
     float epsilon;
+    const float *scale, *factors;
+    n_t sample;
+    const float *x;
 } ending;
 
 INLINE void end_branch(ending end, const float *inner, n_t K, n_t start, n_t rows, n_t C, float *whole_out) {
@@ -61,6 +64,7 @@ INLINE void end_branch(ending end, const float *inner, n_t K, n_t start, n_t row
         float *o = out + row * C;
         if (end.norm_weight) layer_norm_row(o, end.norm_weight, end.norm_bias, end.epsilon, C, o);
         if (end.scale) SIMD for (n_t c = 0; c < C; c++) o[c] *= end.scale[c];
+        if (end.factors) SIMD for (n_t c = 0; c < C; c++) o[c] *= end.factors[(start + row) / end.sample];
         if (x) SIMD for (n_t c = 0; c < C; c++) o[c] += x[row * C + c];
     }
 }
@@ -68,9 +72,9 @@ INLINE void end_branch(ending end, const float *inner, n_t K, n_t start, n_t row
 /* Linear (C, N), GELU, and the ending, with its linear layer (N, C). kept (rows, N): what the bias is added to. */
 void mlp(const float *in, const float *first_weight, const float *first_bias, float first_epsilon, const float *weight,
          const float *bias, const float *out_weight, const float *out_bias, const float *norm_weight,
-         const float *norm_bias, const float *scale, const float *x, float epsilon, n_t rows, n_t C, n_t N, float *out,
-         float *kept) {
-    ending end = {out_weight, out_bias, norm_weight, norm_bias, scale, x, epsilon};
+         const float *norm_bias, float epsilon, const float *scale, const float *factors, n_t sample, const float *x,
+         n_t rows, n_t C, n_t N, float *out, float *kept) {
+    ending end = {out_weight, out_bias, norm_weight, norm_bias, epsilon, scale, factors, sample, x};
     n_t size = piece_of(rows, 1, N);
     n_t own = whole_lines(size * (N + C));
     float *space = allocate(own * omp_get_max_threads());
@@ -96,10 +100,10 @@ void heat_conduction(const float *in, const float *first_weight, const float *fi
                      const float *kernel, const float *kernel_bias, const float *weight,
                      const float *bias, const float *row_basis, const float *column_basis, const float *decay,
                      const float *inner_weight, const float *inner_bias, float inner_epsilon, const float *out_weight,
-                     const float *out_bias, const float *norm_weight, const float *norm_bias, const float *scale,
-                     const float *x, float epsilon, n_t B, n_t H, n_t W, n_t C, float *out,
-                     float *kept_convolved, float *kept_modes, float *gate, float *heat) {
-    ending end = {out_weight, out_bias, norm_weight, norm_bias, scale, x, epsilon};
+                     const float *out_bias, const float *norm_weight, const float *norm_bias, float epsilon,
+                     const float *scale, const float *factors, n_t sample, const float *x, n_t B, n_t H, n_t W, n_t C,
+                     float *out, float *kept_convolved, float *kept_modes, float *gate, float *heat) {
+    ending end = {out_weight, out_bias, norm_weight, norm_bias, epsilon, scale, factors, sample, x};
     n_t lines = B * H, line = W * C, size = piece_of(lines, W, 2 * C), threads = omp_get_max_threads();
     n_t width = whole_lines(piece_of(line, 1, H));
     n_t own = whole_lines(2 * size * line > H * width ? 2 * size * line : H * width);

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat._paddle import F, nn, no_autocast, paddle
 from paddle_vheat.ops import fused, native
 from paddle_vheat.ops.fused import affine, column_sums, needed, wanted
 from paddle_vheat.ops.heat import HeatConduction2D
@@ -54,11 +54,17 @@ def accelerate_training(model: nn.Layer) -> nn.Layer:
     return model
 
 
+def unwatched(*layers: nn.Layer) -> bool:
+    """Whether nobody watches these layers."""
+    return not any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in layers)
+
+
 def fusible(x: Tensor, *layers: nn.Layer) -> bool:
     """Whether these layers are trained by kernels: in training, in float32, on a CPU, nobody watching them."""
     return (
         paddle.is_grad_enabled()
-        and all(layer.training and not (layer._forward_pre_hooks or layer._forward_post_hooks) for layer in layers)
+        and all(layer.training for layer in layers)
+        and unwatched(*layers)
         and native.usable(x, *(layer.weight for layer in layers))
     )
 
@@ -215,9 +221,24 @@ class TrainedHeatConduction2D(HeatConduction2D):
     plain_form = HeatConduction2D
 
     def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
-        parts = self.dwconv, self.linear, self.out_norm, self.out_linear
-        if self.data_format != "NHWC" or not fusible(x, *parts):
+        if not self.is_fusible(x):
             return HeatConduction2D.forward(self, x, frequency_embedding)
+        return self.by_kernels(x, frequency_embedding, *fused.ALONE)
+
+    def is_fusible(self, x: Tensor) -> bool:
+        return self.data_format == "NHWC" and fusible(x, *self._parts())
+
+    def _parts(self) -> tuple[nn.Layer, ...]:
+        return self.dwconv, self.linear, self.out_norm, self.out_linear
+
+    def by_kernels(self, x: Tensor, frequency_embedding: Tensor | None, *branch: Any) -> Tensor:
+        """The operator, or a residual branch with it: see :mod:`paddle_vheat.ops.fused`."""
         decay = self.decay_for(x, frequency_embedding)
-        parameters = [parameter for part in parts for parameter in (part.weight, part.bias)]
-        return fused.HeatConduction.apply(x, decay, *parameters, self.out_norm._epsilon)
+        parameters = [parameter for part in self._parts() for parameter in (part.weight, part.bias)]
+        return fused.HeatConduction.apply(x, decay, *parameters, self.out_norm._epsilon, *branch)
+
+    def decay(self, frequency_embedding: Tensor) -> Tensor:
+        if not fusible(frequency_embedding, self.to_k):
+            return HeatConduction2D.decay(self, frequency_embedding)
+        with no_autocast():
+            return fused.Decay.apply(frequency_embedding, self.to_k.weight, self.to_k.bias)
