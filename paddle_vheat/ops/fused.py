@@ -127,9 +127,9 @@ class NormedResidual(paddle.autograd.PyLayer):
         return (*wanted(ctx, gradient, *found), None)
 
 
-# A residual branch that begins with LayerNorm, x + factors * operator(LayerNorm(x)), is one operation with its operator,
-# which takes a `branch`: weight, bias and epsilon of the LayerNorm, and the factors of :class:`NormedResidual`. Without
-# one, None for each, it is the operator alone.
+# A residual branch that begins with LayerNorm, x + factors * operator(LayerNorm(x)), is one operation with its
+# operator, which takes a `branch`: weight, bias and epsilon of the LayerNorm, and the factors of
+# :class:`NormedResidual`. Without one, None for each, it is the operator alone.
 ALONE = *NO_NORM, None
 
 

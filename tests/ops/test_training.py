@@ -169,17 +169,23 @@ def test_kernels_keep_what_is_not_finite(name):
 @needs_kernels
 @pytest.mark.parametrize("post_norm", [False, True])
 @pytest.mark.parametrize("scale", [None, 0.5])
-def test_a_block_drops_the_same_branches(post_norm, scale):
+@pytest.mark.parametrize("frozen", [slice(0), slice(0, None, 2), slice(1, None, 2)])
+def test_a_block_drops_the_same_branches(post_norm, scale, frozen):
     block, x, embedding = Block(8, 0.5, post_norm, scale), paddle.randn([8, 5, 6, 8]), paddle.randn([5, 6, 8])
+    for parameter in block.parameters()[frozen]:
+        parameter.stop_gradient = True
+    embedding.stop_gradient = False
     results = []
     for _ in range(2):
         paddle.seed(1)
         block.clear_gradients()
         x.stop_gradient = False
         x.clear_gradient()
+        embedding.clear_gradient()
         out = block(x, embedding)
         (out * out).sum().backward()
-        results.append([out, x.grad.clone(), *(p.grad.clone() for p in block.parameters())])
+        trained = [parameter for parameter in block.parameters() if not parameter.stop_gradient]
+        results.append([out, *(tensor.grad.clone() for tensor in (x, embedding, *trained))])
         accelerate_training(block)
     assert type(block) is TrainedBlock
     for ours, theirs in zip(*results, strict=True):
@@ -187,14 +193,18 @@ def test_a_block_drops_the_same_branches(post_norm, scale):
 
 
 @needs_kernels
-def test_a_watched_layer_is_called(monkeypatch):
-    mlp, x = accelerate_training(MLP(4)), paddle.randn([1, 2, 2, 4])
-    fusions, seen = [], []
-    monkeypatch.setattr(fused.MLP, "apply", lambda *arguments: fusions.append(arguments))
-    mlp(x)
-    mlp.fc1.register_forward_post_hook(lambda layer, inputs, output: seen.append(output))
-    mlp(x)
-    assert len(fusions) == len(seen) == 1
+@pytest.mark.parametrize("watched", ["norm2", "mlp", "mlp.fc1", "drop_path", "hco", "hco.dwconv"])
+def test_a_watched_layer_is_called(watched):
+    block, x, embedding = Block(4, 0.0, False, None), paddle.randn([1, 2, 2, 4]), paddle.randn([2, 2, 4])
+    expected, seen = block(x, embedding), []
+    accelerate_training(block)
+    layer = block
+    for name in watched.split("."):
+        layer = getattr(layer, name)
+    assert relative_error(block(x, embedding).numpy(), expected.numpy()) < 1e-6  # of kernels
+    layer.register_forward_post_hook(lambda layer, inputs, output: seen.append(output))
+    assert relative_error(block(x, embedding).numpy(), expected.numpy()) < 1e-6
+    assert len(seen) == (2 if watched == "drop_path" else 1)
 
 
 def test_without_a_compiler(monkeypatch):
