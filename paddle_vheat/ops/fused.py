@@ -113,7 +113,7 @@ class NormedResidual(paddle.autograd.PyLayer):
     def forward(
         ctx: Any, x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, factors: Tensor, epsilon: float
     ) -> Tensor:
-        ctx.needed, ctx.epsilon = needed(x, branch, weight, bias), epsilon
+        ctx.needed, ctx.epsilon = needed(x, branch, weight, bias, factors), epsilon
         ctx.save_for_backward(branch, weight, factors)
         out = _like(x)
         run("layer_norm", branch, weight, bias, epsilon, x, factors, *_sample_rows(x), out)
@@ -124,7 +124,7 @@ class NormedResidual(paddle.autograd.PyLayer):
         branch, weight, factors = ctx.saved_tensor()
         found = _like(branch), _like(weight), _like(weight)
         run("layer_norm_gradient", gradient, branch, weight, ctx.epsilon, None, factors, *_sample_rows(branch), *found)
-        return (*wanted(ctx, gradient, *found), None)
+        return wanted(ctx, gradient, *found, None)
 
 
 # A residual branch that begins with LayerNorm, x + factors * operator(LayerNorm(x)), is one operation with its
