@@ -6,10 +6,11 @@ they are (:mod:`paddle_vheat.ops.fold`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
-from paddle_vheat.models.layers import ChannelsLastConv2D
+from paddle_vheat.models.layers import ChannelsLastConv2D, ConvBNReLU
 from paddle_vheat.models.vheat import MLP, Block, Downsample, Stem
 from paddle_vheat.ops import evaluated
 from paddle_vheat.ops.evaluated import Branch
@@ -39,6 +40,20 @@ class FastChannelsLastConv2D(ChannelsLastConv2D):
             if paddle.in_dynamic_mode() and evaluated.takes_convolution(x, self)
             else ChannelsLastConv2D.forward(self, x)
         )
+
+
+@evaluated_form
+class FastConvBNReLU(ConvBNReLU):
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        return (
+            evaluated.convolve_planes(_maps(x), self.conv, self.bn)
+            if paddle.in_dynamic_mode() and evaluated.takes_planes(_maps(x), self.conv, self.bn)
+            else ConvBNReLU.forward(self, x)
+        )
+
+
+def _maps(x: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return list(x) if isinstance(x, (list, tuple)) else [x]
 
 
 @evaluated_form

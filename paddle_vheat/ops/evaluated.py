@@ -7,6 +7,7 @@ the kernels take them: :func:`takes`, :func:`takes_operator`, :func:`takes_convo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,44 @@ def convolve(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm | None = None
         "convolution", x, convolution.weight, convolution.bias, *_norm(norm), int(activated), *x.shape, stride,
         shape[3], out,
     )  # fmt: skip
+    return out
+
+
+def takes_planes(maps: Sequence[Tensor], convolution: nn.Conv2D, norm: nn.BatchNorm2D) -> bool:
+    """:func:`takes` of a convolution 3 x 3, stride 1, margin 1, of maps (B, C, H, W), and of a BatchNorm."""
+    filters, channels, *kernel = convolution.weight.shape
+    shapes = [x.shape for x in maps]
+    return (
+        takes(maps[0], convolution)
+        and native.usable(*maps, norm.weight, norm.bias, norm._mean, norm._variance)
+        and type(norm) is nn.BatchNorm2D
+        and not (norm.training or norm._forward_pre_hooks or norm._forward_post_hooks)
+        and norm._use_global_stats is not False
+        and norm._data_format == "NCHW"
+        and norm.weight.shape == [filters]
+        and [sum(shape[1] for shape in shapes), *kernel] == [channels, 3, 3]
+        and all([shape[0], *shape[2:]] == [shapes[0][0], *shapes[0][2:]] for shape in shapes)
+        and list(convolution._stride) == [1, 1]
+        and convolution._padding == 1
+        and convolution.bias is None
+    )
+
+
+def convolve_planes(maps: Sequence[Tensor], convolution: nn.Conv2D, norm: nn.BatchNorm2D) -> Tensor:
+    """Convolution 3 x 3 of maps (B, C_i, H, W) as if they were concatenated, BatchNorm and ReLU: -> (B, D, H, W)."""
+    filters, channels = convolution.weight.shape[:2]
+    batch, _, *size = maps[0].shape
+    out = paddle.empty([batch, filters, *size], maps[0].dtype)
+    scale = norm.weight * paddle.rsqrt(norm._variance + norm._epsilon)
+    ending = scale, norm.bias - norm._mean * scale
+    first = 0
+    for x in maps:
+        end = first + x.shape[1]
+        native.run(
+            "convolution_planes", x, convolution.weight, first, channels, int(first > 0),
+            *(ending if end == channels else (None, None)), *x.shape, filters, out,
+        )  # fmt: skip
+        first = end
     return out
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.models import VHeatClassifier
-from paddle_vheat.models.layers import ChannelsLastConv2D
+from paddle_vheat.models.layers import ChannelsLastConv2D, ConvBNReLU
 from paddle_vheat.models.vheat import MLP, Block, Downsample, Stem
 from paddle_vheat.ops import HeatConduction2D, fold, native
 from tests.conftest import relative_error
@@ -27,6 +27,17 @@ class WithEmbedding(nn.Layer):
         return self.inner(x, self.embedding)
 
 
+class OfTwo(nn.Layer):
+    """A convolution of two maps, of 3 channels and of the others."""
+
+    def __init__(self, channels, filters):
+        super().__init__()
+        self.inner = ConvBNReLU(channels, filters, 3)
+
+    def forward(self, x):
+        return self.inner([x[:, :3], x[:, 3:]])
+
+
 def block(post_norm, scale, size=(9, 7)):
     return WithEmbedding(Block(10, 0.5, post_norm, scale), size, 10)
 
@@ -39,6 +50,10 @@ PARTS = {
     "downsample, pieces": (lambda: Downsample(40), [2, 43, 50, 40], {"convolution"}),
     "convolution": (lambda: ChannelsLastConv2D(10, 12), [3, 9, 7, 10], {"convolution"}),
     "convolution, pieces": (lambda: ChannelsLastConv2D(1, 30), [2, 143, 150, 1], {"convolution"}),
+    "planes": (lambda: ConvBNReLU(10, 12, 3), [3, 10, 9, 7], {"convolution_planes"}),
+    "planes, pieces": (lambda: ConvBNReLU(40, 5, 3), [2, 40, 51, 73], {"convolution_planes"}),
+    "planes, a column": (lambda: ConvBNReLU(4, 5, 3), [2, 4, 5, 1], {"convolution_planes"}),
+    "planes of two": (lambda: OfTwo(10, 12), [3, 10, 9, 7], {"convolution_planes"}),
     "MLP": (lambda: MLP(10), [3, 9, 7, 10], {"mlp"}),
     "MLP, pieces": (lambda: MLP(20), [2, 51, 37, 20], {"mlp"}),
     "operator": (lambda: HeatConduction2D(10, [9, 7], data_format="NHWC"), [3, 9, 7, 10], {"heat_conduction"}),
@@ -56,8 +71,10 @@ PARTS = {
 def made(name):
     make, shape, _ = PARTS[name]
     layer = make()
-    for parameter in layer.parameters():
-        parameter.set_value(paddle.randn(parameter.shape) + (parameter.ndim == 1))
+    for name, parameter in layer.named_parameters():
+        positive = paddle.rand(parameter.shape) + 0.5
+        plain = paddle.randn(parameter.shape) + (parameter.ndim == 1)
+        parameter.set_value(positive if name.endswith("_variance") else plain)
     layer.eval()
     return layer, paddle.randn(shape)
 
