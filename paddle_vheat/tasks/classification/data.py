@@ -6,7 +6,7 @@ Either a list file, as PaddleClas has it, one "relative/path label" in a line, o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +107,12 @@ class ImageNetDataset:
 
     def _read_folders(self, num_classes: int | None) -> int:
         root = self.image_root
-        folders = [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
+        folders = subfolders(root)
         if not folders:
             raise DataError(f"{root}: expected one folder for each class, found none; or give cls_label_path")
         classes = folder_classes(folders, num_classes, os.fspath(root))
         for folder, label in sorted(classes.labels.items(), key=lambda item: item[1]):
-            before = len(self.file_list)
-            self.file_list += [(path, label) for path in _images(os.path.join(root, folder))]
-            if len(self.file_list) == before:
-                raise DataError(f"{root / folder}: holds no images ({', '.join(EXTENSIONS)}), but its name is a class")
+            self.file_list += [(path, label) for path in class_images(os.path.join(root, folder))]
         self.class_names, self.ranked_folders = classes.names, classes.ranked
         return len(classes.names)
 
@@ -147,7 +144,7 @@ class ImageNetDataset:
         return {"img": image, "label": np.asarray(self.file_list[index][1], np.int64), "meta": {"index": index}}
 
 
-def read_file(path: str, transform: Callable[[bytes], Any], where: str | None = None) -> Any:
+def read_file(path: str | os.PathLike[str], transform: Callable[[bytes], Any], where: str | None = None) -> Any:
     """What a transform makes of a file's bytes; what goes wrong is a DataError that names the file (``where``)."""
     try:
         if why := not_a_file(path):
@@ -158,8 +155,21 @@ def read_file(path: str, transform: Callable[[bytes], Any], where: str | None = 
         raise DataError(f"{where or path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _images(folder: str) -> Iterator[str]:
-    """Paths of the images in a folder and the folders in it, sorted."""
+def subfolders(root: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; hidden ones are none."""
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def class_images(folder: str) -> list[str]:
+    """Paths of the images in a class's folder and the folders in it, sorted.
+
+    Raises:
+        DataError: if there is none.
+    """
+    found: list[str] = []
     for path, folders, files in os.walk(folder):
         folders.sort()
-        yield from (os.path.join(path, name) for name in sorted(files) if name.lower().endswith(EXTENSIONS))
+        found += [os.path.join(path, name) for name in sorted(files) if name.lower().endswith(EXTENSIONS)]
+    if not found:
+        raise DataError(f"{folder}: holds no images ({', '.join(EXTENSIONS)}), but its name is a class")
+    return found
