@@ -225,8 +225,8 @@ def test_classification(tmp_path, ops):
 @pytest.mark.parametrize(
     ("ops", "message"),
     [
-        ([{"RandFlipImage": {}}], "no operation is called 'RandFlipImage'; .*known here: DecodeImage, ResizeImage"),
-        (["ToCHWImage", 3], "no operation is called 3"),
+        ([{"RandFlipImage": {}}], "nothing is called 'RandFlipImage'; .*known: DecodeImage, ResizeImage"),
+        (["ToCHWImage", 3], r"'Deploy\.transforms\.1' must be one 'name: arguments', got 3"),
         ([{"CropImage": {"syze": 3}}], "no .*argument.*; did you mean 'size'"),
         ([{"ToCHWImage": None}, EVALUATION[0]], "Deploy.transforms.*ToCHWImage works on .*put DecodeImage first"),
         (

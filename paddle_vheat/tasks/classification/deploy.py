@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from paddle_vheat.config.build import did_you_mean
-from paddle_vheat.config.options import short
+from paddle_vheat.config import build_list, by_name
 from paddle_vheat.data.image_file import check_header
 from paddle_vheat.deploy.description import Description
 from paddle_vheat.deploy.images import read_image, resize_planes
 from paddle_vheat.deploy.processor import Outputs, Run
 from paddle_vheat.deploy.scores import ScoreOptions, check_class, signature
 from paddle_vheat.errors import ConfigError
-from paddle_vheat.tasks.classification.transforms import build_ops, pipeline
+from paddle_vheat.tasks.classification.data import read_file
+from paddle_vheat.tasks.classification.transforms import OPS, DecodeImage, pipeline
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction, class_name
 
-EVALUATION_OPS = ("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "ToCHWImage")
+EVALUATION_OPS = {
+    name: OPS[name] for name in ("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "ToCHWImage")
+}
 
 
 class Processor:
@@ -49,10 +50,7 @@ class Processor:
     def prepare(self, image: Any) -> tuple[np.ndarray, None]:
         if isinstance(image, (str, os.PathLike)):
             check_header(image)  # names the file
-            try:
-                return self._from_file(Path(image).read_bytes()), None
-            except ValueError as error:
-                raise ValueError(f"{image}: {error}") from error
+            return read_file(image, self._from_file), None
         array = read_image(image)
         if array.dtype != np.uint8:
             raise ValueError(
@@ -85,12 +83,5 @@ def evaluation_ops(config: Sequence[Any], where: str) -> list[Any]:
     Raises:
         ConfigError: for what is no operation of evaluation, and for arguments that cannot be.
     """
-    for i, entry in enumerate(config):
-        name = next(iter(entry), None) if isinstance(entry, dict) else entry
-        if name not in EVALUATION_OPS:
-            known = f"{did_you_mean(name, EVALUATION_OPS)} (known here: {', '.join(EVALUATION_OPS)})"
-            raise ConfigError(f"'{where}.{i}': no operation is called {short(name)}{known}")
-    ops = build_ops(list(config), where)
-    if not any(type(op).__name__ == "DecodeImage" for op in ops):
-        ops = build_ops([{"DecodeImage": {"to_rgb": True}}]) + ops
-    return ops
+    ops = build_list(config, EVALUATION_OPS, where, by_name)
+    return ops if any(isinstance(op, DecodeImage) for op in ops) else [DecodeImage(), *ops]
