@@ -30,6 +30,7 @@ from paddle_vheat.tasks.classification.shift_scores import ShiftEvaluator
 from paddle_vheat.tasks.classification.shifts import ShiftedData, read_flags
 from paddle_vheat.tasks.classification.transforms import pipeline
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction
+from paddle_vheat.tasks.classification.wnids import same_classes
 from paddle_vheat.weights.download import local_file
 from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights
 
@@ -45,6 +46,7 @@ class ClassificationTask:
     ) -> None:
         self.config, self.source = config, source
         self._shift, self._real = getattr(flags, "shift", None), getattr(flags, "real", None)
+        self._built: dict[str, Any] = {}
         options, found = schema.read(config)
         if found and problems is None:
             raise ConfigError(source, found)
@@ -115,10 +117,14 @@ class ClassificationTask:
         if split == "train":
             arguments.pop("batch_transform_ops", None)
         try:
-            return build(name, arguments, schema.DATASETS, where, source=f"{where}.transform_ops")
+            dataset = build(name, arguments, schema.DATASETS, where, source=f"{where}.transform_ops")
         except FileNotFoundError as error:
             hint = f"put the data there, or give --opts {where.split(': ')[-1]}.image_root=DIR"
             raise MissingFileError(f"{self.source}: {error}; {hint}") from error
+        for other in self._built.values():
+            same_classes(other, dataset)
+        self._built[split] = dataset
+        return dataset
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return stack(samples)

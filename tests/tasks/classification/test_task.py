@@ -243,6 +243,11 @@ def test_class_folders(tmp_path):
     run = Trainer(task, options(tmp_path / "out", iters=2, batch_size=2, do_eval=True))
     assert run.run()["iteration"] == 2
     assert set(evaluate(task, run.model, progress=False).report) == {"images", "top1", "top5", "loss"}
+    (tmp_path / "val" / "dog").rename(tmp_path / "val" / "cow")
+    other = ClassificationTask(config, "folders")
+    other.dataset("train")
+    with pytest.raises(ConfigError, match=r"the classes of .*train and .*val differ; in one alone are cow, dog"):
+        other.dataset("val")
 
 
 @pytest.mark.parametrize(
