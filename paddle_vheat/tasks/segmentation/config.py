@@ -102,7 +102,12 @@ CLIPS: dict[str, type] = {
     "ClipGradByGlobalNorm": ClipByNorm, "ClipGradByNorm": ClipByNorm, "ClipGradByValue": ClipByValue
 }  # fmt: skip
 OPTIMIZERS: dict[str, type] = {"SGD": OptimizerOptions, "Momentum": Momentum, "Adam": Adam, "AdamW": AdamW}
-_LOWER_CASE = {"sgd": "SGD", "adam": "Adam"}
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    types: Any = option(list, items=dict)
+    coef: Any = option(list, items=float)
 
 
 @dataclass(frozen=True)
@@ -199,18 +204,10 @@ def _component_problems(block: Any, where: str, registry: Mapping[str, Any], pro
 
 
 def _loss_problems(loss: Mapping[str, Any]) -> list[str]:
-    types: Any = loss.get("types")
-    coefficients: Any = loss.get("coef")
-    problems = [
-        f"'loss.{key}' must be a list of {what}, got {value!r}"
-        for key, value, kind, what in (
-            ("types", types, Mapping, "blocks"),
-            ("coef", coefficients, (int, float), "numbers"),
-        )
-        if not (isinstance(value, list) and value and all(isinstance(item, kind) for item in value))
-    ]
-    if problems:
+    problems: list[str] = []
+    if read_options(LossOptions, loss, "loss", problems) is None:
         return problems
+    types, coefficients = loss["types"], loss["coef"]
     if len(types) not in (1, len(coefficients)):
         problems.append(f"'loss' has {len(types)} types and {len(coefficients)} coefficients; expected one for each")
     problems += _weights_problems(coefficients, "loss.coef")
@@ -228,14 +225,18 @@ def _weights_problems(values: Any, where: str) -> list[str]:
     return [] if right else [f"'{where}' must be a list of numbers of at least 0, not all of them 0, got {values!r}"]
 
 
+def _optimizer(block: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Name and arguments. As in PaddleSeg, "sgd" and "adam" will do, and SGD with a momentum is Momentum."""
+    name, arguments = block.get("type"), {key: value for key, value in block.items() if key != "type"}
+    name = {"sgd": "SGD", "adam": "Adam"}.get(name, name) if isinstance(name, str) else name
+    return ("Momentum" if name == "SGD" and "momentum" in block else name), arguments
+
+
 def _optimizer_problems(block: Mapping[str, Any]) -> list[str]:
     problems: list[str] = []
-    name = block.get("type")
-    name = _LOWER_CASE.get(name, name) if isinstance(name, str) else name
-    name = "Momentum" if name == "SGD" and "momentum" in block else name
+    name, arguments = _optimizer(block)
     if not isinstance(name, str) or name not in OPTIMIZERS:
         return find_problems(name, {}, OPTIMIZERS, "optimizer.type")
-    arguments = {key: value for key, value in block.items() if key != "type"}
     options = read_options(OPTIMIZERS[name], arguments, "optimizer", problems)
     clip = getattr(options, "grad_clip_cfg", None)
     if clip is not None:
@@ -310,10 +311,8 @@ def _finite(value: Any) -> bool:
 
 def make_recipe(options: SegmentationOptions) -> Recipe:
     """The recipe of sound options."""
-    block, schedule = dict(options.optimizer), dict(options.lr_scheduler)
-    name: str = block.pop("type")
-    name = _LOWER_CASE.get(name, name)
-    name = "Momentum" if name == "SGD" and "momentum" in block else name
+    name, block = _optimizer(options.optimizer)
+    schedule = dict(options.lr_scheduler)
     chosen: Any = read_options(OPTIMIZERS[name], block, "optimizer")
     shared = {field.name for field in fields(OptimizerOptions)}
     arguments = {field.name: getattr(chosen, field.name) for field in fields(chosen) if field.name not in shared}
@@ -342,13 +341,11 @@ def parameter_factors(options: SegmentationOptions, model: Any) -> dict[str, Fac
     """
     entries = options.optimizer.get("custom_cfg") or []
     names = [name for name, _ in model.named_parameters()]
+    factors: dict[str, Factors] = {}
     for i, entry in enumerate(entries):
-        if not any(entry["name"] in name for name in names):
+        matching = [name for name in names if entry["name"] in name]
+        if not matching:
             raise ConfigError(f"'optimizer.custom_cfg.{i}.name' is {entry['name']!r}, and no parameter's name has it")
-    factors = {}
-    for name in names:
-        for entry in entries:
-            if entry["name"] in name:
-                factors[name] = Factors(entry.get("lr_mult", 1.0), entry.get("weight_decay_mult"))
-                break
+        for name in matching:
+            factors.setdefault(name, Factors(entry.get("lr_mult", 1.0), entry.get("weight_decay_mult")))
     return factors

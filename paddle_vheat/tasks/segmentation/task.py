@@ -70,7 +70,7 @@ class SegmentationTask:
             self.recipe = schema.make_recipe(self.options)
             self.test_options = self._test_options()
 
-    def _test_options(self) -> dict[str, Any]:
+    def _test_options(self) -> schema.TestOptions:
         """``test_config``, and the command line in its place."""
         options, flags = self.options.test_config or schema.TestOptions(), self.flags
         if getattr(flags, "aug_eval", False):
@@ -84,7 +84,7 @@ class SegmentationTask:
         problems = options.problems("test_config")
         if problems:
             raise ConfigError(f"{self.source}: {problems[0]}")
-        return asdict(options)
+        return options
 
     # --- model and losses ------------------------------------------------------------------------------
 
@@ -218,7 +218,7 @@ class SegmentationTask:
 
     def infer(self, model: Any, batch: dict[str, Any]) -> np.ndarray:
         """Class of every pixel of one image at its original size, int64 (H, W)."""
-        logits = predict_logits(model, batch["img"], batch["meta"][0]["undo"], **self.test_options)
+        logits = predict_logits(model, batch["img"], batch["meta"][0]["undo"], self.test_options)
         return paddle.argmax(logits, axis=1).numpy()[0]
 
     def infer_exported(self, predictor: Any, batch: dict[str, Any]) -> np.ndarray:
@@ -289,23 +289,19 @@ def _contrast_losses(types: list[Any]) -> list[PixelContrastLoss]:
     return list(dict.fromkeys(part for part in parts if isinstance(part, PixelContrastLoss)))
 
 
-def predict_logits(model: Any, image: Any, undo: list[tuple[str, tuple[int, int]]], **options: Any) -> Any:
+def predict_logits(model: Any, image: Any, undo: list[tuple[str, tuple[int, int]]], options: schema.TestOptions) -> Any:
     """Logits (1, C, H, W) at the size of the original image, by PaddleSeg's inference.
 
     Args:
         model: gives a list whose first entry are logits at the size of its input.
         image: tensor (1, C, h, w), transformed.
         undo: the transforms' ``trans_info``.
-        **options: of :class:`paddle_vheat.tasks.segmentation.config.TestOptions`.
     """
-    slide = {name: options.get(name) for name in ("crop_size", "stride")}
-    slide["is_slide"] = options.get("is_slide", False)
-    if options.get("aug_eval"):
-        flips = {name: options.get(name, False) for name in ("flip_horizontal", "flip_vertical")}
-        smallest = min(options.get("scales", [1.0])) * min(image.shape[2:])
-        if round(smallest) < 1:
-            raise UserError(f"--scales: the image would become {smallest:.2g} pixels wide or high")
-        return seg.infer.aug_inference(
-            model, image, trans_info=undo, scales=options.get("scales", [1.0]), **flips, **slide
-        )[1]
-    return seg.infer.inference(model, image, trans_info=undo, **slide)[1]
+    given = asdict(options)
+    if not given.pop("aug_eval"):
+        slide = {name: given[name] for name in ("is_slide", "crop_size", "stride")}
+        return seg.infer.inference(model, image, trans_info=undo, **slide)[1]
+    smallest = min(options.scales) * min(image.shape[2:])
+    if round(smallest) < 1:
+        raise UserError(f"--scales: the image would become {smallest:.2g} pixels wide or high")
+    return seg.infer.aug_inference(model, image, trans_info=undo, **given)[1]
