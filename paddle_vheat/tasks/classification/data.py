@@ -33,14 +33,13 @@ class ImageNetDataset:
         transform_ops: a list as for :func:`paddle_vheat.tasks.classification.transforms.build_ops`; None only
             decodes, and gives values from 0 to 255.
         delimiter: between path and label in the list; the last one in the line counts. A space by default.
-        num_classes: of the model. Without it, as many as the folders say, or the largest label of the list + 1.
+        num_classes: of the model, to compare folders or labels with.
         source: what to call ``transform_ops`` in an error.
 
     Attributes:
         file_list: (path, class) of every sample.
         class_names: for people; None for a list file, which has no names.
         ranked_folders: the folders in the order of their classes, if a class is the rank among them; else None.
-        num_classes: as above.
 
     Raises:
         MissingFileError: if the folder or the list is missing, or images that the list names.
@@ -69,10 +68,9 @@ class ImageNetDataset:
         if not self.image_root.is_dir():
             raise MissingFileError(f"no such folder of images: {self.image_root}")
         if self.cls_label_path is None:
-            self.num_classes = self._read_folders(num_classes)
+            self._read_folders(num_classes)
         else:
             self._read_list(self.cls_label_path, " " if delimiter is None else delimiter, num_classes)
-            self.num_classes = num_classes or max(label for _, label in self.file_list) + 1
 
     def _read_list(self, path: Path, delimiter: str, num_classes: int | None) -> None:
         if not path.exists():
@@ -105,7 +103,7 @@ class ImageNetDataset:
             more = f", and {len(absent) - 1} more" if len(absent) > 1 else ""
             raise MissingFileError(f"no such image: {self._where(index)}{more}")
 
-    def _read_folders(self, num_classes: int | None) -> int:
+    def _read_folders(self, num_classes: int | None) -> None:
         root = self.image_root
         folders = subfolders(root)
         if not folders:
@@ -114,7 +112,6 @@ class ImageNetDataset:
         for folder, label in sorted(classes.labels.items(), key=lambda item: item[1]):
             self.file_list += [(path, label) for path in class_images(os.path.join(root, folder))]
         self.class_names, self.ranked_folders = classes.names, classes.ranked
-        return len(classes.names)
 
     def _where(self, index: int) -> str:
         line = f" ({self.cls_label_path}, line {self._lines[index]})" if self._lines else ""

@@ -14,11 +14,10 @@ def agreed(options: Any, registry: Mapping[str, Any], key: str) -> dict[str, Any
 
     A data set's class may fix them; its block, the model's and (of the channels) the backbone's may give them.
     """
-    names = {"num_classes": "NUM_CLASSES", "img_channels": "IMG_CHANNELS", "ignore_index": "IGNORE_INDEX"}
     found: dict[str, Any] = {}
     for where in ("train_dataset", "val_dataset"):
         block = getattr(options, where) or {}
-        fixed = getattr(registry.get(str(block.get("type", ""))), names[key], None)
+        fixed = getattr(registry.get(str(block.get("type", ""))), key.upper(), None)
         if fixed is not None:
             found[f"{where}.type"] = fixed
         if block.get(key) is not None:
@@ -43,15 +42,4 @@ def agreement_problems(options: Any, registry: Mapping[str, Any]) -> list[str]:
     names, counts = options.class_names, list(agreed(options, registry, "num_classes").values())
     if names is not None and counts and len(names) != counts[0]:
         problems.append(f"'class_names' has {len(names)} names for {counts[0]} classes")
-    return problems
-
-
-def bank_problems(options: Any) -> list[str]:
-    """Memory banks that are made for another model than this one."""
-    problems = []
-    for i, loss in enumerate((options.loss or {}).get("types", [])):
-        for key in ("num_classes", "proj_dim"):
-            given, wanted = loss.get(key), (options.model or {}).get(key)
-            if loss.get("type") == "PixelContrastLoss" and None not in (given, wanted) and given != wanted:
-                problems.append(f"'loss.types.{i}.{key}' is {given!r}, and 'model.{key}' is {wanted!r}")
     return problems

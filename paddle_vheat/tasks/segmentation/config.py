@@ -13,7 +13,7 @@ from paddle_vheat.config.options import INFINITE, check_value
 from paddle_vheat.data.image_file import MAX_PIXELS
 from paddle_vheat.engine.optim import Factors, Recipe, Schedule, schedulers
 from paddle_vheat.models.vheat import MIN_SIZE
-from paddle_vheat.tasks.segmentation.agreement import agreement_problems, bank_problems
+from paddle_vheat.tasks.segmentation.agreement import agreement_problems
 from paddle_vheat.tasks.segmentation.transforms import build_transform
 
 _SIZES = ("crop_size", "target_size")
@@ -167,7 +167,7 @@ def read(config: Mapping[str, Any], registry: Mapping[str, Any]) -> tuple[Segmen
         if key not in spoilt:
             problems += _dataset_problems(getattr(options, key), key, options.model)
     if not broken_blocks(problems) & {"loss", "model", "train_dataset", "val_dataset"}:
-        problems += bank_problems(options) + agreement_problems(options, registry)
+        problems += agreement_problems(options, registry)
     return options, problems
 
 
@@ -176,13 +176,10 @@ def broken_blocks(problems: list[str]) -> set[str]:
     return {problem.split("'")[1].split(".")[0] for problem in problems}
 
 
-_OF_COMPONENTS = ("transforms", "types", "losses", "backbone")
-
-
 def _component_problems(block: Any, where: str, registry: Mapping[str, Any], problems: list[str]) -> None:
     """Check ``type`` and the arguments of every component in a block, wherever it is nested."""
     place = where.split(".")
-    of_components = place[-1] in _OF_COMPONENTS[-1:] or (len(place) > 1 and place[-2] in _OF_COMPONENTS[:-1])
+    of_components = place[-1] == "backbone" or (len(place) > 1 and place[-2] in ("transforms", "types", "losses"))
     if isinstance(block, Mapping) and "type" not in block and (of_components or where in ("model", "train_dataset")):
         problems.append(f"'{where}.type' is missing: the name of a component")
     if isinstance(block, list):

@@ -53,14 +53,12 @@ class SegmentationData:
         plain.transforms = seg.reading_transforms([], self.channels)
         return read_sample(plain, index)
 
-    def stored(self, index: int) -> dict[str, np.ndarray]:
+    def stored(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image, uint8 RGB (H, W, 3), and label, int64 (H, W), of a sample before its transforms."""
         item = self._plain(index)
         image = np.moveaxis(item["img"], 0, -1).astype(np.uint8)
-        return {
-            "img": image if image.shape[2] == 3 else np.repeat(image, 3, 2),
-            "label": np.asarray(item["label"], dtype=np.int64).squeeze(),
-        }
+        label = np.asarray(item["label"], dtype=np.int64).squeeze()
+        return (image if image.shape[2] == 3 else np.repeat(image, 3, 2)), label
 
     def check_all(self, values: list[bool]) -> list[str]:
         if any(values):

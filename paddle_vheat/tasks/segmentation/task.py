@@ -245,14 +245,11 @@ class SegmentationTask:
 
     def preview(self, model: Any, count: int) -> list[np.ndarray]:
         """Image | truth | prediction of the first validation images."""
-        dataset = self.dataset("val")
-        return [self.triptych(model, dataset, i) for i in range(min(count, len(dataset)))]
-
-    def triptych(self, model: Any, dataset: SegmentationData, index: int) -> np.ndarray:
-        """Image | truth | prediction of a sample, uint8 RGB (H, 3 W, 3)."""
-        stored = dataset.stored(index)
-        classes = self.predict(model, dataset.files(index)[0]).value
-        return compose_triptych(stored["img"], stored["label"], classes, self.palette)
+        dataset, pictures = self.dataset("val"), []
+        for i in range(min(count, len(dataset))):
+            classes = self.predict(model, dataset.files(i)[0]).value
+            pictures.append(compose_triptych(*dataset.stored(i), classes, self.palette))
+        return pictures
 
     # --- export ----------------------------------------------------------------------------------------
 

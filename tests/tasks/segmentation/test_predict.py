@@ -134,7 +134,7 @@ def test_overlay():
 
 
 def test_triptych(task):
-    picture = task.triptych(task.model, task.dataset("val"), 1)
+    _, picture = task.preview(task.model, 2)
     assert picture.dtype == np.uint8
     height, width = tiny.SCENE_SIZE
     assert picture.shape == (height, 3 * width, 3)
@@ -150,7 +150,7 @@ def test_triptych(task):
 
 def test_triptych_of_ade20k_counts_from_one(ade20k):
     task = tiny.make_task(tiny.ade20k_config(ade20k))
-    picture = task.triptych(task.model, task.dataset("val"), 0)
+    (picture,) = task.preview(task.model, 1)
     label = np.asarray(Image.open(task.val_dataset.file_list[0][1])).astype(int)
     width = label.shape[1]
     truth = np.where((label > 0)[..., None], task.palette[np.maximum(label - 1, 0)], 0)
