@@ -23,7 +23,6 @@ SPLIT_SEED = 20240521
 """Decides which digits are for validation; never to be changed, or results could not be compared."""
 
 VAL_PER_CLASS = 36
-LEVELS = 16
 
 
 @lru_cache(maxsize=1)
@@ -35,7 +34,7 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
         raise ConfigError("the digits come with scikit-learn: pip install scikit-learn")
     folder = (package.submodule_search_locations or [""])[0]
     rows = np.loadtxt(Path(folder) / "datasets" / "data" / "digits.csv.gz", delimiter=",")  # 64 pixels and the class
-    pictures = np.round(rows[:, :-1].reshape(-1, 8, 8) * (255 / LEVELS)).astype(np.uint8)
+    pictures = np.round(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     return pictures, rows[:, -1].astype(np.int64)
 
 
