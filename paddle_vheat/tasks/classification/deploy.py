@@ -36,8 +36,7 @@ class Processor:
             problems.append(f"'Deploy.input_shape' must have 3 channels, got {description.input_shape[1]}")
         try:
             ops = evaluation_ops(description.transforms, where := "Deploy.transforms")
-            self._from_file = pipeline(ops, source=where)
-            self._from_image = pipeline(ops[1:], takes="image", source=where)
+            self.transform = pipeline(ops, source=where)
         except ConfigError as error:
             problems += error.problems
         if problems:
@@ -50,13 +49,13 @@ class Processor:
     def prepare(self, image: Any) -> tuple[np.ndarray, None]:
         if isinstance(image, (str, os.PathLike)):
             check_header(image)  # names the file
-            return read_file(image, self._from_file), None
+            return read_file(image, self.transform), None
         array = read_image(image)
         if array.dtype != np.uint8:
             raise ValueError(
                 f"expected an image of uint8, which classification's transforms work on, got {array.dtype}"
             )
-        return self._from_image(self._decode.finish(Image.fromarray(np.ascontiguousarray(array[..., ::-1])))), None
+        return self.transform(self._decode.finish(Image.fromarray(np.ascontiguousarray(array[..., ::-1])))), None
 
     def fit(self, array: np.ndarray, size: tuple[int, int], context: None) -> tuple[np.ndarray, None]:
         return resize_planes(array, size), None

@@ -24,6 +24,9 @@ _RANGES = {
     "num_classes": option(int, None, min=1, max=1 << 20),
     "img_channels": option(int, None, min=1, max=1 << 10),
     "ignore_index": option(int, None),
+    "learning_rate": option(float, above=0),
+    "warmup_iters": option(int, min=0, max=10**9),
+    "warmup_start_lr": option(float, min=0),
 }
 _WORDS = ("dataset_root", "train_path", "val_path", "test_path", "separator", "mode", "type")
 
@@ -251,15 +254,11 @@ def _schedule_problems(block: Mapping[str, Any]) -> list[str]:
     found = find_problems(
         block.get("type"), arguments, schedulers(), "lr_scheduler", ("decay_steps", "T_max", "lr_lambda", "total")
     )
-    rate, warmup, start = block.get("learning_rate", 1), block.get("warmup_iters", 0), block.get("warmup_start_lr", 0)
-    if not (_finite(rate) and rate > 0):
-        found.append(f"'lr_scheduler.learning_rate' must be a number above 0, got {rate!r}")
-    if isinstance(warmup, bool) or not isinstance(warmup, int) or not 0 <= warmup <= 10**9:
-        found.append(f"'lr_scheduler.warmup_iters' must be an integer of at least 0, got {warmup!r}")
+    for key, rule in _RANGES.items():
+        if key in block:
+            check_value(block[key], rule, f"lr_scheduler.{key}", found)
     if "warmup_iters" in block and "warmup_start_lr" not in block:
         found.append("'lr_scheduler.warmup_start_lr' is missing, and warmup_iters is given")
-    if not (_finite(start) and start >= 0):
-        found.append(f"'lr_scheduler.warmup_start_lr' must be a number of at least 0, got {start!r}")
     for key, value in arguments.items():
         for number in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(number, (int, float)) and not (_finite(+number) and number >= 0) and key != "last_epoch":
