@@ -6,8 +6,7 @@ arXiv 2101.11939, section 3.3 ("semi-hard" sampling of anchors).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from paddle_vheat._paddle import paddle
 
@@ -37,8 +36,7 @@ def resize_labels(labels: Tensor, height: int, width: int) -> Tensor:
     return labels
 
 
-@dataclass(frozen=True)
-class GroupedPixels:
+class GroupedPixels(NamedTuple):
     """The pixels of a batch in groups, each in random order.
 
     There is a group for every image, class and kind: group ``2 * (image * num_classes + class)`` holds the hard
@@ -98,8 +96,7 @@ def draw_per_class(labels: Tensor, num_classes: int, count: int, ignore_index: i
     return index.reshape(place.shape), place < ends
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """Sampled pixels. The number of slots depends on shapes only; those that are not filled are not valid.
 
     Attributes:

@@ -6,9 +6,8 @@ The figure is that of arXiv 2101.11939 (figure 1): embeddings of pixels, coloure
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -19,8 +18,7 @@ from paddle_vheat.engine.loader import load_batches
 from paddle_vheat.losses.sampling import draw_per_class, gather_pixels, resize_labels
 
 
-@dataclass(frozen=True)
-class Embeddings:
+class Embeddings(NamedTuple):
     """Features of sampled pixels.
 
     Attributes:
@@ -32,8 +30,7 @@ class Embeddings:
     labels: np.ndarray
 
 
-@dataclass(frozen=True)
-class Similarities:
+class Similarities(NamedTuple):
     """Mean cosine similarities, each class and each pair of classes counting the same.
 
     Attributes:
