@@ -32,7 +32,7 @@ from paddle_vheat.tasks.classification.transforms import pipeline
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction
 from paddle_vheat.tasks.classification.wnids import same_classes
 from paddle_vheat.weights.download import local_file
-from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights
+from paddle_vheat.weights.loading import load_classifier, load_weights
 
 
 class ClassificationTask:
@@ -40,6 +40,8 @@ class ClassificationTask:
     :class:`paddle_vheat.tasks.segmentation.task.SegmentationTask`."""
 
     name = "classification"
+    collate = staticmethod(stack)
+    load = staticmethod(load_weights)
 
     def __init__(
         self, config: Mapping[str, Any], source: str = "configuration", flags: Any = None, problems: Any = None
@@ -89,9 +91,6 @@ class ClassificationTask:
     def trial_batch(self) -> None:
         return None
 
-    def load(self, model: Any, path: str) -> LoadReport:
-        return load_weights(model, path)
-
     # --- data ------------------------------------------------------------------------------------------
 
     @lru_cache(maxsize=2)  # noqa: B019  (a task lives as long as its program)
@@ -125,9 +124,6 @@ class ClassificationTask:
             same_classes(other, dataset)
         self._built[split] = dataset
         return dataset
-
-    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return stack(samples)
 
     @cached_property
     def _batch_transform(self) -> BatchTransform:

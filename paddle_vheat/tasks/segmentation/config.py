@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from paddle_vheat.config import ConfigError, option, read_options
+from paddle_vheat.config import option, read_options
 from paddle_vheat.config.build import arguments_of, find_problems
 from paddle_vheat.config.options import INFINITE, check_value
 from paddle_vheat.data.image_file import MAX_PIXELS
-from paddle_vheat.engine.optim import Factors, Recipe, Schedule, schedulers
+from paddle_vheat.engine.optim import Recipe, Schedule, schedulers
 from paddle_vheat.models.vheat import MIN_SIZE
 from paddle_vheat.tasks.segmentation.agreement import agreement_problems
 from paddle_vheat.tasks.segmentation.transforms import build_transform
@@ -327,21 +327,3 @@ def make_recipe(options: SegmentationOptions) -> Recipe:
         clip_norm=float(clip["clip_norm"]) if is_global else None,
         clip=clip if clip and not is_global else None,
     )
-
-
-def parameter_factors(options: SegmentationOptions, model: Any) -> dict[str, Factors]:
-    """Factors of ``optimizer.custom_cfg``: the first entry whose ``name`` is part of the parameter's.
-
-    Raises:
-        ConfigError: for an entry that is of no parameter.
-    """
-    entries = options.optimizer.get("custom_cfg") or []
-    names = [name for name, _ in model.named_parameters()]
-    factors: dict[str, Factors] = {}
-    for i, entry in enumerate(entries):
-        matching = [name for name in names if entry["name"] in name]
-        if not matching:
-            raise ConfigError(f"'optimizer.custom_cfg.{i}.name' is {entry['name']!r}, and no parameter's name has it")
-        for name in matching:
-            factors.setdefault(name, Factors(entry.get("lr_mult", 1.0), entry.get("weight_decay_mult")))
-    return factors

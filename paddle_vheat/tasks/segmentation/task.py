@@ -29,7 +29,7 @@ from paddle_vheat.tasks.segmentation.cityscapes import CITYSCAPES_NAMES, CITYSCA
 from paddle_vheat.tasks.segmentation.data import SegmentationData, build_dataset
 from paddle_vheat.tasks.segmentation.evaluator import SegmentationEvaluator
 from paddle_vheat.tasks.segmentation.visualize import SegmentationPrediction, compose_triptych
-from paddle_vheat.weights.loading import LoadReport, load_weights
+from paddle_vheat.weights.loading import load_weights
 
 Tensor = Any
 MIOU = Metric("mIoU", scale=100.0, unit="%")
@@ -50,6 +50,8 @@ class SegmentationTask:
     """
 
     name, metric = "segmentation", MIOU
+    collate = staticmethod(stack)
+    load = staticmethod(load_weights)
 
     def __init__(
         self, config: Mapping[str, Any], source: str = "configuration", flags: Any = None, problems: Any = None
@@ -104,7 +106,23 @@ class SegmentationTask:
             return seg.assemble(block, self.registry, f"{self.source}: model")
 
     def parameter_factors(self, model: Any) -> Mapping[str, Factors]:
-        return schema.parameter_factors(self.options, model)
+        """Factors of ``optimizer.custom_cfg``: the first entry whose ``name`` is part of the parameter's.
+
+        Raises:
+            ConfigError: for an entry that is of no parameter.
+        """
+        entries = self.options.optimizer.get("custom_cfg") or []
+        names = [name for name, _ in model.named_parameters()]
+        factors: dict[str, Factors] = {}
+        for i, entry in enumerate(entries):
+            matching = [name for name in names if entry["name"] in name]
+            if not matching:
+                raise ConfigError(
+                    f"'optimizer.custom_cfg.{i}.name' is {entry['name']!r}, and no parameter's name has it"
+                )
+            for name in matching:
+                factors.setdefault(name, Factors(entry.get("lr_mult", 1.0), entry.get("weight_decay_mult")))
+        return factors
 
     @cached_property
     def criteria(self) -> tuple[list[Any], list[float]]:
@@ -166,18 +184,12 @@ class SegmentationTask:
         zeros = np.zeros((2, 64, 64), np.int64)
         return {"img": np.zeros((2, channels, 64, 64), np.float32), "label": zeros, "edge": zeros, "meta": [{}, {}]}
 
-    def load(self, model: Any, path: str) -> LoadReport:
-        return load_weights(model, path)
-
     # --- data ------------------------------------------------------------------------------------------
 
     @lru_cache(maxsize=2)  # noqa: B019  (a task lives as long as its program)
     def dataset(self, split: str) -> SegmentationData:
         key = f"{split}_dataset"
         return build_dataset(getattr(self.options, key), key, self.source, self.registry)
-
-    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return stack(samples)
 
     def prepare(self, batch: dict[str, Any], seed: int) -> dict[str, Any]:
         return batch
