@@ -17,7 +17,7 @@ from paddle_vheat.tasks.segmentation.agreement import agreement_problems
 from paddle_vheat.tasks.segmentation.transforms import build_transform
 
 _SIZES = ("crop_size", "target_size")
-# What arguments of PaddleSeg's components may be, which do not check them; by the end of their names.
+# What arguments of PaddleSeg's components, which do not check them, and of schedules may be; by the end of their names.
 _RANGES = {
     "prob": option(float, min=0, max=1),
     "top_k_percent_pixels": option(float, above=0, max=1),
