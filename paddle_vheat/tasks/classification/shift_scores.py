@@ -109,9 +109,9 @@ class ShiftEvaluator:
         shown = {key: row for key, row in rows.items() if not key.startswith(("imagenet-c/", "imagenet-r/"))}
         lines = [f"{'set':<46} {'images':>7} {'published':>9} {'top-1':>6} {'top-5':>6}  protocol"]
         for key, row in shown.items():
-            published = row["published_images"] or "-"
+            whole = row["published_images"] or "-"
             lines.append(
-                f"{key:<46} {row['images']:>7} {published:>9} {100 * row['top1']:>6.2f} {100 * row['top5']:>6.2f}  "
+                f"{key:<46} {row['images']:>7} {whole:>9} {100 * row['top1']:>6.2f} {100 * row['top5']:>6.2f}  "
                 f"{row['protocol']}"
             )
         lines += _corruption_lines(corruption)
