@@ -14,9 +14,9 @@ from paddle_vheat._paddle import F, paddle
 from paddle_vheat.config import ConfigError, build, building
 from paddle_vheat.data.image_file import check_header
 from paddle_vheat.engine.evaluate import evaluating
-from paddle_vheat.engine.loader import sample_files, stack
+from paddle_vheat.engine.loader import sample_files
 from paddle_vheat.engine.optim import Factors
-from paddle_vheat.engine.task import ExportSpec, Metric
+from paddle_vheat.engine.task import ExportSpec, Metric, Task
 from paddle_vheat.errors import MissingFileError, UserError
 from paddle_vheat.export import scores_spec
 from paddle_vheat.models import VHeatClassifier, create_model
@@ -32,16 +32,14 @@ from paddle_vheat.tasks.classification.transforms import pipeline
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction
 from paddle_vheat.tasks.classification.wnids import same_classes
 from paddle_vheat.weights.download import local_file
-from paddle_vheat.weights.loading import load_classifier, load_weights
+from paddle_vheat.weights.loading import load_classifier
 
 
-class ClassificationTask:
+class ClassificationTask(Task):
     """Model, data, loss and score that a configuration in PaddleClas' schema describes; arguments as of
     :class:`paddle_vheat.tasks.segmentation.task.SegmentationTask`."""
 
     name = "classification"
-    collate = staticmethod(stack)
-    load = staticmethod(load_weights)
 
     def __init__(
         self, config: Mapping[str, Any], source: str = "configuration", flags: Any = None, problems: Any = None
@@ -79,17 +77,11 @@ class ClassificationTask:
         left_out = model.no_weight_decay() if self.options.Optimizer.one_dim_param_no_weight_decay else ()
         return {name: Factors(decay=0.0) for name in left_out}
 
-    def loss_layers(self) -> None:
-        return None
-
     def losses(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """Cross entropy with the batch's soft targets."""
         loss = F.cross_entropy(model(batch["img"]), batch["target"], soft_label=True)
         weight = self.options.loss.weight
         return {"loss": loss if weight == 1 else loss * weight}
-
-    def trial_batch(self) -> None:
-        return None
 
     # --- data ------------------------------------------------------------------------------------------
 
@@ -187,9 +179,6 @@ class ClassificationTask:
         if self._shift or self._real:
             return ShiftEvaluator(self.dataset("val"))
         return ClassificationEvaluator(self.options.topk, self.num_classes)
-
-    def preview(self, model: Any, count: int) -> list[np.ndarray]:
-        return []
 
     @property
     def _transform_ops(self) -> list[Any]:

@@ -15,9 +15,8 @@ from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.config import ConfigError
 from paddle_vheat.config.options import check_fields
 from paddle_vheat.engine.evaluate import evaluating
-from paddle_vheat.engine.loader import stack
 from paddle_vheat.engine.optim import Factors
-from paddle_vheat.engine.task import ExportSpec, Metric
+from paddle_vheat.engine.task import ExportSpec, Metric, Task
 from paddle_vheat.errors import UserError
 from paddle_vheat.export import scores_spec
 from paddle_vheat.integrations import paddleseg as seg
@@ -29,13 +28,12 @@ from paddle_vheat.tasks.segmentation.cityscapes import CITYSCAPES_NAMES, CITYSCA
 from paddle_vheat.tasks.segmentation.data import SegmentationData, build_dataset
 from paddle_vheat.tasks.segmentation.evaluator import SegmentationEvaluator
 from paddle_vheat.tasks.segmentation.visualize import SegmentationPrediction, compose_triptych
-from paddle_vheat.weights.loading import load_weights
 
 Tensor = Any
 MIOU = Metric("mIoU", scale=100.0, unit="%")
 
 
-class SegmentationTask:
+class SegmentationTask(Task):
     """Model, data, losses and scores that a PaddleSeg configuration describes.
 
     Args:
@@ -50,8 +48,6 @@ class SegmentationTask:
     """
 
     name, metric = "segmentation", MIOU
-    collate = staticmethod(stack)
-    load = staticmethod(load_weights)
 
     def __init__(
         self, config: Mapping[str, Any], source: str = "configuration", flags: Any = None, problems: Any = None
@@ -191,9 +187,6 @@ class SegmentationTask:
         key = f"{split}_dataset"
         return build_dataset(getattr(self.options, key), key, self.source, self.registry)
 
-    def prepare(self, batch: dict[str, Any], seed: int) -> dict[str, Any]:
-        return batch
-
     def _agreed(self, key: str) -> Any:
         """What the blocks say of "num_classes", "img_channels" or "ignore_index"; None if nothing does."""
         return next(iter(agreed(self.options, self.registry, key).values()), None)
@@ -223,10 +216,6 @@ class SegmentationTask:
         return np.array(seg.get_color_map_list(self.num_classes), np.uint8).reshape(-1, 3)[: self.num_classes]
 
     # --- evaluation and prediction ---------------------------------------------------------------------
-
-    def eval_batches(self, dataset: Any, indices: Sequence[int]) -> list[list[int]]:
-        """One by one: every image has its own size."""
-        return [[index] for index in indices]
 
     def infer(self, model: Any, batch: dict[str, Any]) -> np.ndarray:
         """Class of every pixel of one image at its original size, int64 (H, W)."""
