@@ -43,3 +43,14 @@ def agreement_problems(options: Any, registry: Mapping[str, Any]) -> list[str]:
     if names is not None and counts and len(names) != counts[0]:
         problems.append(f"'class_names' has {len(names)} names for {counts[0]} classes")
     return problems
+
+
+def bank_problems(options: Any) -> list[str]:
+    """Memory banks that are made for another model than this one."""
+    problems = []
+    for i, loss in enumerate((options.loss or {}).get("types", [])):
+        for key in ("num_classes", "proj_dim"):
+            given, wanted = loss.get(key), (options.model or {}).get(key)
+            if loss.get("type") == "PixelContrastLoss" and None not in (given, wanted) and given != wanted:
+                problems.append(f"'loss.types.{i}.{key}' is {given!r}, and 'model.{key}' is {wanted!r}")
+    return problems

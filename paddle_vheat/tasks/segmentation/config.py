@@ -13,7 +13,7 @@ from paddle_vheat.config.options import INFINITE, check_value
 from paddle_vheat.data.image_file import MAX_PIXELS
 from paddle_vheat.engine.optim import Recipe, Schedule, schedulers
 from paddle_vheat.models.vheat import MIN_SIZE
-from paddle_vheat.tasks.segmentation.agreement import agreement_problems
+from paddle_vheat.tasks.segmentation.agreement import agreement_problems, bank_problems
 from paddle_vheat.tasks.segmentation.transforms import build_transform
 
 _SIZES = ("crop_size", "target_size")
@@ -170,7 +170,7 @@ def read(config: Mapping[str, Any], registry: Mapping[str, Any]) -> tuple[Segmen
         if key not in spoilt:
             problems += _dataset_problems(getattr(options, key), key, options.model)
     if not broken_blocks(problems) & {"loss", "model", "train_dataset", "val_dataset"}:
-        problems += agreement_problems(options, registry)
+        problems += bank_problems(options) + agreement_problems(options, registry)
     return options, problems
 
 
