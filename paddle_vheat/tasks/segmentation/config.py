@@ -309,7 +309,7 @@ def make_recipe(options: SegmentationOptions) -> Recipe:
     """The recipe of sound options."""
     name, block = _optimizer(options.optimizer)
     schedule = dict(options.lr_scheduler)
-    chosen: Any = read_options(OPTIMIZERS[name], block, "optimizer")
+    chosen: Any = read_options(OPTIMIZERS[name], block, "optimizer", [])  # sound, as read says
     shared = {field.name for field in fields(OptimizerOptions)}
     arguments = {field.name: getattr(chosen, field.name) for field in fields(chosen) if field.name not in shared}
     clip = dict(chosen.grad_clip_cfg or {})
