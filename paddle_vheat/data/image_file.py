@@ -152,11 +152,8 @@ def read_label(path: str | os.PathLike[str]) -> np.ndarray:
         raise DataError(
             f"{path}: the label is a picture of mode {mode}; expected one integer per pixel (mode L, P, 1 or I)"
         )
-    for kind in (np.uint8, np.uint16):
-        if label.dtype != kind and label.min() >= 0 and label.max() <= np.iinfo(kind).max:
-            return label.astype(kind)
-        if label.dtype == kind:
-            break
+    if label.min() >= 0 and label.max() < 1 << 16:
+        return label.astype(np.min_scalar_type(int(label.max())), copy=False)
     return label
 
 

@@ -6,8 +6,7 @@ Paper: "Exploring Cross-Image Pixel Contrast for Semantic Segmentation", ICCV 20
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +19,7 @@ Tensor = Any
 _PARTS = ("segment", "pixel")
 
 
-@dataclass(frozen=True)
-class ClassRows:
+class ClassRows(NamedTuple):
     """What one queue of a bank holds of a class.
 
     Attributes:

@@ -6,8 +6,7 @@ arXiv 2101.11939, section 3.3 ("semi-hard" sampling of anchors).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from paddle_vheat._paddle import paddle
 
@@ -37,22 +36,7 @@ def resize_labels(labels: Tensor, height: int, width: int) -> Tensor:
     return labels
 
 
-def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Raise a ValueError for labels that are neither a class nor ``ignore_index``.
-
-    On the CPU only: elsewhere it would wait for all that is queued. There such labels take no part, and cross
-    entropy's own check stops at them.
-    """
-    if not paddle.in_dynamic_mode() or not labels.place.is_cpu_place():
-        return
-    wrong = paddle.logical_and(labels != ignore_index, paddle.logical_or(labels < 0, labels >= num_classes))
-    if bool(wrong.any()):
-        value = int(paddle.masked_select(labels, wrong)[0])
-        raise ValueError(f"label {value} is outside 0 to {num_classes - 1} and is not {ignore_index} (ignored)")
-
-
-@dataclass(frozen=True)
-class GroupedPixels:
+class GroupedPixels(NamedTuple):
     """The pixels of a batch in groups, each in random order.
 
     There is a group for every image, class and kind: group ``2 * (image * num_classes + class)`` holds the hard
@@ -112,8 +96,7 @@ def draw_per_class(labels: Tensor, num_classes: int, count: int, ignore_index: i
     return index.reshape(place.shape), place < ends
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """Sampled pixels. The number of slots depends on shapes only; those that are not filled are not valid.
 
     Attributes:

@@ -27,8 +27,7 @@ def register_task(name: str, module: Any) -> None:
 def all_tasks() -> dict[str, Any]:
     """The tasks' packages by name."""
     names = [found.name for found in pkgutil.iter_modules(__path__) if found.ispkg]
-    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
-    return {**{name: module for name, module in modules.items() if hasattr(module, "make_task")}, **_REGISTERED}
+    return {**{name: importlib.import_module(f"{__name__}.{name}") for name in names}, **_REGISTERED}
 
 
 def find_task(config: Mapping[str, Any], source: str) -> tuple[str, Any]:

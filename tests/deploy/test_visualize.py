@@ -22,7 +22,7 @@ def test_colourise():
 
 def test_overlay():
     image, colours = np.full((1, 1, 3), 200, np.uint8), np.array([[[0, 100, 255]]], np.uint8)
-    assert overlay(image, colours, weight=0.6)[0, 0].tolist() == [120, 160, 222]
+    assert overlay(image, colours)[0, 0].tolist() == [120, 160, 222]
 
 
 def test_triptych():

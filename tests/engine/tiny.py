@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ class TinyTask(SegmentationTask):
     def evaluate(self, model: Any, num_workers: int = 0, autocast: Any = nullcontext, **options: Any) -> dict[str, Any]:
         """The scores and the confusion matrix; ``options`` take the place of the configuration's ``test_config``."""
         configured, evaluators = self.test_options, []
-        self.test_options = {**configured, **options}
+        self.test_options = replace(configured, **options)
         make = super().evaluator
         self.evaluator = lambda: evaluators.append(make()) or evaluators[0]  # type: ignore[method-assign]
         try:

@@ -8,16 +8,17 @@ from typing import Any
 
 from paddle_vheat.config import option, read_options, unknown_keys
 from paddle_vheat.config.build import arguments_of, find_problems
-from paddle_vheat.config.options import INFINITE
+from paddle_vheat.config.options import INFINITE, check_value
 from paddle_vheat.engine.loader import max_workers
-from paddle_vheat.engine.optim import Epochs, Factors, Recipe, Schedule
+from paddle_vheat.engine.optim import Epochs, Recipe, Schedule
 from paddle_vheat.models import VARIANTS, VHeat
 from paddle_vheat.models.vheat import MIN_SIZE
 from paddle_vheat.tasks.classification.data import ImageNetDataset
 from paddle_vheat.tasks.classification.digits import Digits
 
 DATASETS = {"ImageNetDataset": ImageNetDataset, "Digits": Digits}
-ARCHITECTURES = {name.replace("vheat", "vHeat"): name for name in VARIANTS}
+CUSTOM = "vHeat"  # of any widths and depths
+ARCHITECTURES = {**{name.replace("vheat", CUSTOM): name for name in VARIANTS}, CUSTOM: CUSTOM}
 
 
 @dataclass(frozen=True)
@@ -110,21 +111,36 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
-class LossOptions:
-    Train: Any = option(list, items=dict)
-    Eval: Any = option(list, None, items=dict)
-
-
-@dataclass(frozen=True)
 class CrossEntropyOptions:
     epsilon: float | None = option(float, None, min=0, below=1)
     weight: float = option(float, 1.0, above=0, max=INFINITE)
 
 
 @dataclass(frozen=True)
+class LossEntry:
+    CELoss: CrossEntropyOptions | None = option(CrossEntropyOptions, None)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    Train: Any = option(list, items=LossEntry)
+    Eval: Any = option(list, None, items=dict)
+
+
+@dataclass(frozen=True)
+class TopkOptions:
+    topk: Any = option(list, [1, 5], items=int, min=1)
+
+
+@dataclass(frozen=True)
+class MetricEntry:
+    TopkAcc: TopkOptions | None = option(TopkOptions, None)
+
+
+@dataclass(frozen=True)
 class MetricOptions:
     Train: Any = option(list, None, items=dict)
-    Eval: Any = option(list, None, items=dict)
+    Eval: Any = option(list, None, items=MetricEntry)
 
 
 @dataclass(frozen=True)
@@ -140,109 +156,64 @@ class ClassificationOptions:
     Infer: dict | None = option(dict, None)  # for PaddleClas' infer.py
     task: str | None = option(str, None)
 
+    @property
+    def loss(self) -> CrossEntropyOptions:
+        """The one loss of training."""
+        return self.Loss.Train[0].CELoss or CrossEntropyOptions()
 
-@dataclass(frozen=True)
-class Settings:
-    """What a configuration says, beside the recipe: see :func:`read`."""
-
-    arch: str
-    arguments: dict[str, Any]
-    num_classes: int
-    pretrained: str | bool | None
-    datasets: dict[str, dict[str, Any]]
-    batch_ops: Any
-    smoothing: float
-    loss_weight: float
-    topk: tuple[int, ...]
-    eval_batch_size: int
-    class_names: str | None
+    @property
+    def topk(self) -> list[int]:
+        """Of the first TopkAcc."""
+        entries = (self.Metric.Eval if self.Metric else None) or [MetricEntry()]
+        return (entries[0].TopkAcc or TopkOptions()).topk
 
 
-def read(config: Mapping[str, Any]) -> tuple[Settings | None, Recipe | None, list[str]]:
-    """Settings and recipe (None where they cannot be), and everything that is wrong with a configuration."""
+def read(config: Mapping[str, Any]) -> tuple[ClassificationOptions | None, list[str]]:
+    """The options (None where they cannot be), and everything that is wrong with a configuration."""
     problems: list[str] = []
     options = read_options(ClassificationOptions, config, "", problems)
     if options is None:
-        return None, None, problems
-    arch = dict(options.Arch)
-    name, classes, pretrained = arch.pop("name", None), arch.pop("class_num", 1000), arch.pop("pretrained", None)
-    if not isinstance(name, str) or name not in {**ARCHITECTURES, "vHeat": ""}:
-        problems += find_problems(name, {}, {**dict.fromkeys(ARCHITECTURES), "vHeat": None}, "Arch.name")
-    else:
-        taken = arguments_of(VHeat)
-        problems += unknown_keys(arch, [*(taken[0] if taken else ()), "class_num", "pretrained"], "Arch")
-    if isinstance(classes, bool) or not isinstance(classes, int) or not 1 <= classes <= 10**6:
-        problems.append(f"'Arch.class_num' must be an integer of at least 1 and at most 1000000, got {classes!r}")
-    if not isinstance(pretrained, (bool, str, type(None))):
-        problems.append(f"'Arch.pretrained' must be a file, an address, True or imagenet, got {pretrained!r}")
-    datasets = {}
-    for split, part in (("train", "Train"), ("val", "Eval")):
-        datasets[split], found = _dataset(getattr(options.DataLoader, part).dataset, f"DataLoader.{part}.dataset")
-        problems += found
-    criterion = _cross_entropy(options.Loss.Train, problems)
-    topk = _topk(options.Metric, problems)
-    if problems:
-        return None, None, problems
-    batch_ops = datasets["train"].pop("batch_transform_ops", None)
-    sampler = options.DataLoader.Eval.sampler
-    settings = Settings(
-        str(name), arch, classes, pretrained, datasets, batch_ops, criterion.epsilon or 0.0, criterion.weight, topk,
-        sampler.batch_size, options.Global.class_names,
-    )  # fmt: skip
-    return settings, _recipe(options), []
+        return None, problems
+    arch = options.Arch
+    problems += find_problems(arch.get("name"), {}, ARCHITECTURES, "Arch.name")
+    taken = arguments_of(VHeat)
+    problems += unknown_keys(arch, ["name", "class_num", "pretrained", *(taken[0] if taken else ())], "Arch")
+    check_value(arch.get("class_num", 1000), option(int, min=1, max=10**6), "Arch.class_num", problems)
+    if not isinstance(arch.get("pretrained"), (bool, str, type(None))):
+        problems.append(f"'Arch.pretrained' must be a file, an address, True or imagenet, got {arch['pretrained']!r}")
+    for part in ("Train", "Eval"):
+        problems += _dataset_problems(getattr(options.DataLoader, part).dataset, f"DataLoader.{part}.dataset")
+    if [set(entry) for entry in config["Loss"]["Train"]] != [{"CELoss"}]:
+        problems.append(f"'Loss.Train' must be one CELoss, got {config['Loss']['Train']}")
+    if not options.topk:
+        problems.append("'Metric.Eval.0.TopkAcc.topk' must be a list of integers of at least 1, got []")
+    return (None if problems else options), problems
 
 
-def _dataset(block: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+def _dataset_problems(block: Mapping[str, Any], where: str) -> list[str]:
     arguments = {key: value for key, value in block.items() if key not in ("name", "batch_transform_ops")}
     # The root may be missing only where it has a default, as the class says; num_classes and source are given.
     problems = find_problems(block.get("name"), arguments, DATASETS, where, ("num_classes", "source"))
     operations = block.get("transform_ops") or []
     if not isinstance(operations, list):
-        return dict(block), [*problems, f"'{where}.transform_ops' must be a list of operations, got {operations!r}"]
+        return [*problems, f"'{where}.transform_ops' must be a list of operations, got {operations!r}"]
     for i, operation in enumerate(operations):
-        sizes = [one.get("size") for one in operation.values() if isinstance(one, dict)] if _is_dict(operation) else []
-        for size in sizes:
+        for name, given in operation.items() if isinstance(operation, Mapping) else ():
+            size = given.get("size") if isinstance(given, Mapping) else None
             sides = size if isinstance(size, (list, tuple)) else [size]
-            if size is not None and all(isinstance(n, int) for n in sides) and min(sides, default=MIN_SIZE) < MIN_SIZE:
-                key = f"{where}.transform_ops.{i}.{next(iter(operation))}.size"
+            if all(isinstance(n, int) for n in sides) and min(sides, default=MIN_SIZE) < MIN_SIZE:
+                key = f"{where}.transform_ops.{i}.{name}.size"
                 problems.append(f"'{key}' is {size}; vHeat needs at least {MIN_SIZE} pixels a side")
-    return dict(block), problems
+    return problems
 
 
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _cross_entropy(losses: list[Any], problems: list[str]) -> CrossEntropyOptions:
-    if len(losses) != 1 or set(losses[0]) != {"CELoss"}:
-        problems.append(f"'Loss.Train' must be one CELoss, got {losses}")
-        return CrossEntropyOptions()
-    found = read_options(CrossEntropyOptions, losses[0]["CELoss"] or {}, "Loss.Train.0.CELoss", problems)
-    return found or CrossEntropyOptions()
-
-
-def _topk(metric: MetricOptions | None, problems: list[str]) -> tuple[int, ...]:
-    for i, entry in enumerate((metric.Eval if metric else None) or []):
-        name, arguments = next(iter(entry.items()), (None, None))
-        if name != "TopkAcc" or not isinstance(arguments or {}, dict):
-            problems += find_problems(name, {}, {"TopkAcc": None}, f"Metric.Eval.{i}")
-            continue
-        topk = (arguments or {}).get("topk", [1, 5])
-        if not (isinstance(topk, list) and topk and all(type(k) is int and k >= 1 for k in topk)):
-            problems.append(f"'Metric.Eval.{i}.TopkAcc.topk' must be a list of integers of at least 1, got {topk!r}")
-            continue
-        return tuple(topk)
-    return 1, 5
-
-
-def _recipe(options: ClassificationOptions) -> Recipe:
+def make_recipe(options: ClassificationOptions) -> Recipe:
     """Durations are in epochs, but for ``Global.iters``."""
-    optimizer, train, amp, general = options.Optimizer, options.DataLoader.Train, options.AMP, options.Global
-    lr = optimizer.lr
+    optimizer, train, general = options.Optimizer, options.DataLoader.Train, options.Global
+    lr, amp = optimizer.lr, options.AMP or AmpOptions(use_amp=False)
     schedule = Schedule(
         lr.learning_rate, "WarmupCosine", {"end": lr.eta_min}, Epochs(lr.warmup_epoch), lr.warmup_start_lr
     )
-    mixed = amp is not None and amp.use_amp
     return Recipe(
         schedule,
         iters=general.iters if general.iters is not None else Epochs(general.epochs),
@@ -254,18 +225,13 @@ def _recipe(options: ClassificationOptions) -> Recipe:
         clip_norm=optimizer.clip_norm,
         ema_decay=None if options.EMA is None else options.EMA.decay,
         ema_warm_up=False,  # the recipe's average keeps the same share of itself from the first step
-        precision={"float16": "fp16", "bfloat16": "bf16"}[amp.dtype] if amp is not None and mixed else "fp32",
-        amp_level=amp.level if amp is not None else "O1",
-        loss_scale=amp.scale_loss if amp is not None else 1024.0,
-        dynamic_loss_scale=amp.use_dynamic_loss_scaling if amp is not None else True,
+        precision={"float16": "fp16", "bfloat16": "bf16"}[amp.dtype] if amp.use_amp else "fp32",
+        amp_level=amp.level,
+        loss_scale=amp.scale_loss,
+        dynamic_loss_scale=amp.use_dynamic_loss_scaling,
         save_interval=Epochs(general.save_interval),
         eval_interval=Epochs(general.eval_interval),
         num_workers=train.loader.num_workers if train.loader else 0,
         shuffle=train.sampler.shuffle,
         drop_last=train.sampler.drop_last,
     )
-
-
-def parameter_factors(model: Any, one_dim_no_decay: bool) -> dict[str, Factors]:
-    """No weight decay on parameters of one axis; frequency embeddings have three, and are decayed."""
-    return {name: Factors(decay=0.0) for name in model.no_weight_decay()} if one_dim_no_decay else {}

@@ -6,7 +6,7 @@ Either a list file, as PaddleClas has it, one "relative/path label" in a line, o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,13 @@ class ImageNetDataset:
         transform_ops: a list as for :func:`paddle_vheat.tasks.classification.transforms.build_ops`; None only
             decodes, and gives values from 0 to 255.
         delimiter: between path and label in the list; the last one in the line counts. A space by default.
-        num_classes: of the model. Without it, as many as the folders say, or the largest label of the list + 1.
+        num_classes: of the model, to compare folders or labels with.
         source: what to call ``transform_ops`` in an error.
 
     Attributes:
         file_list: (path, class) of every sample.
         class_names: for people; None for a list file, which has no names.
         ranked_folders: the folders in the order of their classes, if a class is the rank among them; else None.
-        num_classes: as above.
 
     Raises:
         MissingFileError: if the folder or the list is missing, or images that the list names.
@@ -69,10 +68,9 @@ class ImageNetDataset:
         if not self.image_root.is_dir():
             raise MissingFileError(f"no such folder of images: {self.image_root}")
         if self.cls_label_path is None:
-            self.num_classes = self._read_folders(num_classes)
+            self._read_folders(num_classes)
         else:
             self._read_list(self.cls_label_path, " " if delimiter is None else delimiter, num_classes)
-            self.num_classes = num_classes or max(label for _, label in self.file_list) + 1
 
     def _read_list(self, path: Path, delimiter: str, num_classes: int | None) -> None:
         if not path.exists():
@@ -105,19 +103,15 @@ class ImageNetDataset:
             more = f", and {len(absent) - 1} more" if len(absent) > 1 else ""
             raise MissingFileError(f"no such image: {self._where(index)}{more}")
 
-    def _read_folders(self, num_classes: int | None) -> int:
+    def _read_folders(self, num_classes: int | None) -> None:
         root = self.image_root
-        folders = [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
+        folders = subfolders(root)
         if not folders:
             raise DataError(f"{root}: expected one folder for each class, found none; or give cls_label_path")
         classes = folder_classes(folders, num_classes, os.fspath(root))
         for folder, label in sorted(classes.labels.items(), key=lambda item: item[1]):
-            before = len(self.file_list)
-            self.file_list += [(path, label) for path in _images(os.path.join(root, folder))]
-            if len(self.file_list) == before:
-                raise DataError(f"{root / folder}: holds no images ({', '.join(EXTENSIONS)}), but its name is a class")
+            self.file_list += [(path, label) for path in class_images(os.path.join(root, folder))]
         self.class_names, self.ranked_folders = classes.names, classes.ranked
-        return len(classes.names)
 
     def _where(self, index: int) -> str:
         line = f" ({self.cls_label_path}, line {self._lines[index]})" if self._lines else ""
@@ -147,7 +141,7 @@ class ImageNetDataset:
         return {"img": image, "label": np.asarray(self.file_list[index][1], np.int64), "meta": {"index": index}}
 
 
-def read_file(path: str, transform: Callable[[bytes], Any], where: str | None = None) -> Any:
+def read_file(path: str | os.PathLike[str], transform: Callable[[bytes], Any], where: str | None = None) -> Any:
     """What a transform makes of a file's bytes; what goes wrong is a DataError that names the file (``where``)."""
     try:
         if why := not_a_file(path):
@@ -158,8 +152,21 @@ def read_file(path: str, transform: Callable[[bytes], Any], where: str | None = 
         raise DataError(f"{where or path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _images(folder: str) -> Iterator[str]:
-    """Paths of the images in a folder and the folders in it, sorted."""
+def subfolders(root: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; hidden ones are none."""
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def class_images(folder: str) -> list[str]:
+    """Paths of the images in a class's folder and the folders in it, sorted.
+
+    Raises:
+        DataError: if there is none.
+    """
+    found: list[str] = []
     for path, folders, files in os.walk(folder):
         folders.sort()
-        yield from (os.path.join(path, name) for name in sorted(files) if name.lower().endswith(EXTENSIONS))
+        found += [os.path.join(path, name) for name in sorted(files) if name.lower().endswith(EXTENSIONS)]
+    if not found:
+        raise DataError(f"{folder}: holds no images ({', '.join(EXTENSIONS)}), but its name is a class")
+    return found

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from paddle_vheat.config.build import did_you_mean
-from paddle_vheat.config.options import short
+from paddle_vheat.config import build_list, by_name
 from paddle_vheat.data.image_file import check_header
 from paddle_vheat.deploy.description import Description
 from paddle_vheat.deploy.images import read_image, resize_planes
 from paddle_vheat.deploy.processor import Outputs, Run
 from paddle_vheat.deploy.scores import ScoreOptions, check_class, signature
 from paddle_vheat.errors import ConfigError
-from paddle_vheat.tasks.classification.transforms import build_ops, pipeline
+from paddle_vheat.tasks.classification.data import read_file
+from paddle_vheat.tasks.classification.transforms import OPS, DecodeImage, pipeline
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction, class_name
 
-EVALUATION_OPS = ("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "ToCHWImage")
+EVALUATION_OPS = {
+    name: OPS[name] for name in ("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "ToCHWImage")
+}
 
 
 class Processor:
@@ -35,8 +36,7 @@ class Processor:
             problems.append(f"'Deploy.input_shape' must have 3 channels, got {description.input_shape[1]}")
         try:
             ops = evaluation_ops(description.transforms, where := "Deploy.transforms")
-            self._from_file = pipeline(ops, source=where)
-            self._from_image = pipeline(ops[1:], takes="image", source=where)
+            self.transform = pipeline(ops, source=where)
         except ConfigError as error:
             problems += error.problems
         if problems:
@@ -49,16 +49,13 @@ class Processor:
     def prepare(self, image: Any) -> tuple[np.ndarray, None]:
         if isinstance(image, (str, os.PathLike)):
             check_header(image)  # names the file
-            try:
-                return self._from_file(Path(image).read_bytes()), None
-            except ValueError as error:
-                raise ValueError(f"{image}: {error}") from error
+            return read_file(image, self.transform), None
         array = read_image(image)
         if array.dtype != np.uint8:
             raise ValueError(
                 f"expected an image of uint8, which classification's transforms work on, got {array.dtype}"
             )
-        return self._from_image(self._decode.finish(Image.fromarray(np.ascontiguousarray(array[..., ::-1])))), None
+        return self.transform(self._decode.finish(Image.fromarray(np.ascontiguousarray(array[..., ::-1])))), None
 
     def fit(self, array: np.ndarray, size: tuple[int, int], context: None) -> tuple[np.ndarray, None]:
         return resize_planes(array, size), None
@@ -85,12 +82,5 @@ def evaluation_ops(config: Sequence[Any], where: str) -> list[Any]:
     Raises:
         ConfigError: for what is no operation of evaluation, and for arguments that cannot be.
     """
-    for i, entry in enumerate(config):
-        name = next(iter(entry), None) if isinstance(entry, dict) else entry
-        if name not in EVALUATION_OPS:
-            known = f"{did_you_mean(name, EVALUATION_OPS)} (known here: {', '.join(EVALUATION_OPS)})"
-            raise ConfigError(f"'{where}.{i}': no operation is called {short(name)}{known}")
-    ops = build_ops(list(config), where)
-    if not any(type(op).__name__ == "DecodeImage" for op in ops):
-        ops = build_ops([{"DecodeImage": {"to_rgb": True}}]) + ops
-    return ops
+    ops = build_list(config, EVALUATION_OPS, where, by_name)
+    return ops if any(isinstance(op, DecodeImage) for op in ops) else [DecodeImage(), *ops]

@@ -23,7 +23,6 @@ SPLIT_SEED = 20240521
 """Decides which digits are for validation; never to be changed, or results could not be compared."""
 
 VAL_PER_CLASS = 36
-LEVELS = 16
 
 
 @lru_cache(maxsize=1)
@@ -35,7 +34,7 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
         raise ConfigError("the digits come with scikit-learn: pip install scikit-learn")
     folder = (package.submodule_search_locations or [""])[0]
     rows = np.loadtxt(Path(folder) / "datasets" / "data" / "digits.csv.gz", delimiter=",")  # 64 pixels and the class
-    pictures = np.round(rows[:, :-1].reshape(-1, 8, 8) * (255 / LEVELS)).astype(np.uint8)
+    pictures = np.round(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     return pictures, rows[:, -1].astype(np.int64)
 
 
@@ -66,8 +65,8 @@ class Digits:
         source: what to call ``transform_ops`` in an error.
 
     Attributes:
-        file_list: ("digits/<number in scikit-learn's order>", class) of every sample.
-        class_names, num_classes: "0" to "9", 10.
+        indices: of every sample, in scikit-learn's order.
+        class_names: "0" to "9".
 
     Raises:
         ConfigError: for another mode or size, fewer classes, unusable ``transform_ops``, or without scikit-learn.
@@ -90,15 +89,9 @@ class Digits:
         self.indices = split_indices(mode)
         self._pictures, self._classes = _load()
         self.class_names = list(CLASS_NAMES)
-        self.num_classes = len(CLASS_NAMES)
-        self.file_list = [(f"digits/{i:04d}", int(self._classes[i])) for i in self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    def files(self, index: int) -> list[str]:
-        """None: the digits are in a file of scikit-learn's."""
-        return []
 
     def image(self, index: int) -> Image.Image:
         """The enlarged picture of one sample, RGB, before the transforms."""
@@ -107,5 +100,5 @@ class Digits:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample: "img" float32 (3, H, W), "label" int64 (), "meta" {"index": its index}."""
-        label = np.asarray(self.file_list[index][1], np.int64)
+        label = np.asarray(self._classes[self.indices[index]])
         return {"img": self.transform(self.image(index)), "label": label, "meta": {"index": index}}

@@ -17,6 +17,7 @@ from paddle_vheat.tasks.classification.shifts import (
     subsets,
     validation_number,
 )
+from paddle_vheat.tasks.classification.visualize import best
 
 # Mean top-1 error of AlexNet over the severities, from public evaluations after hendrycks/robustness (Apache-2.0).
 ALEXNET_ERROR = {
@@ -97,22 +98,20 @@ class ShiftEvaluator:
         rows: dict[str, dict[str, Any]] = {}
         for key, (first, fifth, images) in self.counts.items():
             source = kinds.get(key) or kinds.get(key.split(" ")[0])
-            kind = source.kind if source is not None and key in kinds else key
+            published = source.published if source else None
             rows[key] = {
                 "top1": float(first / images), "top5": float(fifth / images), "images": int(images),
-                "published_images": PUBLISHED.get(kind, source.published if source else None),
+                "published_images": published if key in kinds else PUBLISHED.get(key, published),
                 "classes": 113 if key.startswith("objectnet") else source.folders if source is not None else None,
-                "protocol": PROTOCOLS.get(kind),
+                "protocol": PROTOCOLS.get(kinds[key].kind if key in kinds else key),
             }  # fmt: skip
-        if "validation" in rows:
-            rows["validation"]["published_images"] = kinds["validation"].published
         corruption = corruption_errors({key: 1 - row["top1"] for key, row in rows.items()})
         shown = {key: row for key, row in rows.items() if not key.startswith(("imagenet-c/", "imagenet-r/"))}
         lines = [f"{'set':<46} {'images':>7} {'published':>9} {'top-1':>6} {'top-5':>6}  protocol"]
         for key, row in shown.items():
-            published = row["published_images"] or "-"
+            whole = row["published_images"] or "-"
             lines.append(
-                f"{key:<46} {row['images']:>7} {published:>9} {100 * row['top1']:>6.2f} {100 * row['top5']:>6.2f}  "
+                f"{key:<46} {row['images']:>7} {whole:>9} {100 * row['top1']:>6.2f} {100 * row['top5']:>6.2f}  "
                 f"{row['protocol']}"
             )
         lines += _corruption_lines(corruption)
@@ -121,11 +120,6 @@ class ShiftEvaluator:
         first_row = next(iter(rows.values()))
         values = {"top1": first_row["top1"]}
         return Scores(values, "\n".join(lines), {**values, **report}, len(self.data))
-
-
-def best(scores: np.ndarray) -> np.ndarray:
-    """The five likeliest, best first; of equal ones the first class counts, on every machine."""
-    return np.argsort(-scores, kind="stable")[:5]
 
 
 def corruption_errors(errors: dict[str, float]) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-from bisect import bisect_right
+import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,8 @@ import numpy as np
 from PIL import Image
 
 from paddle_vheat.config import ConfigError, MissingFileError, did_you_mean
-from paddle_vheat.errors import DataError, UserError
-from paddle_vheat.tasks.classification.data import EXTENSIONS, ImageNetDataset, read_file
+from paddle_vheat.errors import UserError
+from paddle_vheat.tasks.classification.data import ImageNetDataset, class_images, read_file, subfolders
 from paddle_vheat.tasks.classification.deploy import evaluation_ops
 from paddle_vheat.tasks.classification.operation import Operation
 from paddle_vheat.tasks.classification.transforms import DecodeImage, ResizeImage, pipeline
@@ -93,10 +94,9 @@ class Source:
 
 
 class _Folder(NamedTuple):
-    source: int
+    source: Source
     path: str
-    files: Sequence[str]
-    labels: int | Sequence[int]
+    label: int
 
 
 class ShiftedData:
@@ -129,7 +129,8 @@ class ShiftedData:
     ) -> None:
         self.sources: list[Source] = []
         self.notes: list[str] = []
-        self._folders: list[_Folder] = []
+        self._names: list[str] = []  # of every image, within its folder
+        self._folders: list[_Folder] = []  # of every image
         ops = evaluation_ops(transform_ops, where)
         without_resize = [op for op in ops if not isinstance(op, ResizeImage)]
         cut = [op for one in ops for op in ([one, CutBorder()] if isinstance(one, DecodeImage) else [one])]
@@ -141,36 +142,24 @@ class ShiftedData:
         for name, folder in sets.items():
             if not Path(folder).is_dir():
                 raise MissingFileError(f"--shift {name}={folder}: there is no such folder")
-            _READERS[name](self, Path(folder))
+            _READERS[name](self, name, Path(folder))
         self._add_validation(validation, [name for name in sets if name in subsets()])
-        self._starts = [0, *accumulate(len(folder.files) for folder in self._folders)]
-        for i, source in enumerate(self.sources):
-            found = sum(len(folder.files) for folder in self._folders if folder.source == i)
-            if found != source.published:
-                self.notes.append(f"{source.name}: {found} images, published are {source.published}")
+        found = Counter(folder.source.name for folder in self._folders)
+        for source in self.sources:
+            if found[source.name] != source.published:
+                self.notes.append(f"{source.name}: {found[source.name]} images, published are {source.published}")
 
     def __len__(self) -> int:
-        return self._starts[-1]
-
-    def _locate(self, index: int) -> tuple[_Folder, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        place = bisect_right(self._starts, index) - 1
-        return self._folders[place], index - self._starts[place]
+        return len(self._names)
 
     def file(self, index: int) -> str:
-        folder, place = self._locate(index)
-        return os.path.join(folder.path, folder.files[place])
+        return os.path.join(self._folders[index].path, self._names[index])
 
     def files(self, index: int) -> list[str]:
         return [self.file(index)]
 
     def source(self, index: int) -> Source:
-        return self.sources[self._locate(index)[0].source]
-
-    def label(self, index: int) -> int:
-        folder, place = self._locate(index)
-        return folder.labels if isinstance(folder.labels, int) else folder.labels[place]
+        return self._folders[index].source
 
     def check(self, index: int) -> None:
         read_file(self.file(index), DecodeImage())
@@ -178,20 +167,21 @@ class ShiftedData:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample: "img" float32 (3, H, W), "label" (an ImageNet index; for ObjectNet the place among the 113)."""
         transform = self._transforms.get(self.source(index).kind, self._usual)
-        label = np.asarray(self.label(index), np.int64)
+        label = np.asarray(self._folders[index].label, np.int64)
         return {"img": read_file(self.file(index), transform), "label": label, "meta": {"index": index}}
 
     # --- layouts ---------------------------------------------------------------------------------------
 
-    def add(self, kind: str, name: str, root: Path, labels: dict[str, int], published: int | None = None) -> None:
+    def add(self, kind: str, name: str, root: Path, labels: dict[str, int]) -> None:
         """A source of folders, each of which has one class."""
-        self.sources.append(Source(kind, name, PUBLISHED[kind] if published is None else published, len(labels)))
+        source = Source(kind, name, PUBLISHED[kind], len(labels))
+        self.sources.append(source)
         for folder, label in sorted(labels.items(), key=lambda item: item[1]):
-            files = sorted(e.name for e in os.scandir(root / folder) if e.name.lower().endswith(EXTENSIONS))
-            if not files:
-                raise DataError(f"{root / folder}: holds no images ({', '.join(EXTENSIONS)}), but its name is a class")
-            # Names return in every corruption and severity; kept once, they take a hundredth of the memory.
-            self._folders.append(_Folder(len(self.sources) - 1, str(root / folder), tuple(map(_once, files)), label))
+            path = str(root / folder)
+            # Names return in every corruption and severity, and are kept once.
+            names = [sys.intern(file[len(path) + 1 :]) for file in class_images(path)]
+            self._names += names
+            self._folders += [_Folder(source, path, label)] * len(names)
 
     def _add_validation(self, validation: Callable[[], ImageNetDataset], clean: list[str]) -> None:
         if not clean and self.real is None:
@@ -205,21 +195,13 @@ class ShiftedData:
             return
         wanted = set().union(*(subsets()[name] for name in clean)) if self.real is None else set(range(1000))
         kept = [(path, label) for path, label in dataset.file_list if label in wanted]
-        files, labels = [path for path, _ in kept], [label for _, label in kept]
-        if self.real is not None:
-            for path in files:
+        source = Source("validation", "validation", 50 * len(wanted), len({label for _, label in kept}))
+        self.sources.append(source)
+        for path, label in kept:
+            if self.real is not None:
                 validation_number(path)
-        self.sources.append(Source("validation", "validation", 50 * len(wanted), len(set(labels))))
-        self._folders.append(_Folder(len(self.sources) - 1, "", files, labels))
-
-
-@lru_cache(maxsize=100_000)
-def _once(name: str) -> str:
-    return name
-
-
-def subfolders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+            self._names.append(path)
+            self._folders.append(_Folder(source, "", label))
 
 
 def _exactly(found: Sequence[str], expected: Sequence[str], root: Path, what: str) -> None:
@@ -230,15 +212,15 @@ def _exactly(found: Sequence[str], expected: Sequence[str], root: Path, what: st
         raise ConfigError(f"{root}: expected {what}; {'; '.join(texts)}")
 
 
-def _read_subset(name: str, data: ShiftedData, root: Path) -> None:
+def _read_subset(data: ShiftedData, name: str, root: Path) -> None:
     wnids = list(imagenet_classes())
     labels = {wnids[index]: index for index in subsets()[name]}
     _exactly(subfolders(root), list(labels), root, f"the folders of {name}'s 200 classes")
     data.add(name, name, root, labels)
 
 
-def _read_sketch(data: ShiftedData, root: Path) -> None:
-    data.add("imagenet-sketch", "imagenet-sketch", root, _thousand(root))
+def _read_thousand(data: ShiftedData, name: str, root: Path) -> None:
+    data.add(name, name, root, _thousand(root))
 
 
 def _thousand(root: Path) -> dict[str, int]:
@@ -249,17 +231,14 @@ def _thousand(root: Path) -> dict[str, int]:
     return folder_classes(found, 1000, os.fspath(root)).labels
 
 
-def _read_v2(data: ShiftedData, root: Path) -> None:
-    parts = [name for name in subfolders(root) if name.startswith("imagenetv2-")]
-    for part in parts or [""]:
-        folder = root / part if part else root
+def _read_v2(data: ShiftedData, kind: str, root: Path) -> None:
+    for part in [name for name in subfolders(root) if name.startswith("imagenetv2-")] or [""]:
+        folder = root / part
         name = part or root.resolve().name
-        data.add(
-            "imagenetv2", name if name.startswith("imagenetv2") else f"imagenetv2 ({name})", folder, _thousand(folder)
-        )
+        data.add(kind, name if name.startswith(kind) else f"{kind} ({name})", folder, _thousand(folder))
 
 
-def _read_corruptions(data: ShiftedData, root: Path) -> None:
+def _read_corruptions(data: ShiftedData, kind: str, root: Path) -> None:
     for archive, corruptions in ARCHIVES.items():
         for corruption in corruptions:
             found = [folder for folder in (root / corruption, root / archive / corruption) if folder.is_dir()]
@@ -268,25 +247,25 @@ def _read_corruptions(data: ShiftedData, root: Path) -> None:
                 data.notes.append(f"{found[0]}: {len(severities)} of 5 severities are there, so it has no CE")
             for severity in severities:
                 folder = found[0] / severity
-                data.add("imagenet-c", f"imagenet-c/{corruption}/{severity}", folder, _thousand(folder))
-    if not any(source.kind == "imagenet-c" for source in data.sources):
+                data.add(kind, f"{kind}/{corruption}/{severity}", folder, _thousand(folder))
+    if not any(source.kind == kind for source in data.sources):
         raise ConfigError(f"{root}: holds none of ImageNet-C's corruptions, such as {', '.join(ARCHIVES['noise'])}")
 
 
-def _read_objectnet(data: ShiftedData, root: Path) -> None:
+def _read_objectnet(data: ShiftedData, name: str, root: Path) -> None:
     root = root / "images" if (root / "images").is_dir() else root
     overlap = [one for one in objectnet_classes() if one.indices]
     found = subfolders(root)
     known = [one.folder for one in objectnet_classes()]
     _exactly(found, known if len(found) > len(overlap) else [one.folder for one in overlap], root,
              "ObjectNet's 313 folders, or the 113 that overlap with ImageNet")  # fmt: skip
-    data.add("objectnet", "objectnet", root, {one.folder: place for place, one in enumerate(overlap)})
+    data.add(name, name, root, {one.folder: place for place, one in enumerate(overlap)})
 
 
-_READERS: dict[str, Callable[[ShiftedData, Path], None]] = {
-    "imagenet-a": lambda data, root: _read_subset("imagenet-a", data, root),
-    "imagenet-r": lambda data, root: _read_subset("imagenet-r", data, root),
-    "imagenet-sketch": _read_sketch,
+_READERS: dict[str, Callable[[ShiftedData, str, Path], None]] = {
+    "imagenet-a": _read_subset,
+    "imagenet-r": _read_subset,
+    "imagenet-sketch": _read_thousand,
     "imagenetv2": _read_v2,
     "imagenet-c": _read_corruptions,
     "objectnet": _read_objectnet,
@@ -327,15 +306,12 @@ def read_real(path: str) -> list[list[int]]:
     except ValueError as error:
         raise ConfigError(f"--real {path}: not valid JSON: {error}") from error
     right = isinstance(content, list) and len(content) == PUBLISHED["validation"]
-    if not right or not all(type(c) is int and 0 <= c < 1000 for one in content for c in _list(one)):
+    right = right and all(isinstance(one, list) for one in content)
+    if not right or not all(type(c) is int and 0 <= c < 1000 for one in content for c in one):
         raise ConfigError(
             f"--real {path}: expected 50000 lists of classes from 0 to 999, one for each validation image"
         )
     return content
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [None]
 
 
 def validation_number(path: str) -> int:
@@ -344,8 +320,7 @@ def validation_number(path: str) -> int:
     Raises:
         ConfigError: for another name.
     """
-    stem = Path(path).stem
-    number = stem.rpartition("_")[2]
-    if not stem.startswith("ILSVRC2012_val_") or not number.isdigit() or not 1 <= int(number) <= 50000:
+    found = re.fullmatch(r"ILSVRC2012_val_(\d+)", Path(path).stem, re.ASCII)
+    if found is None or not 1 <= int(found[1]) <= 50000:
         raise ConfigError(f"{path}: --real needs the images' own names, such as ILSVRC2012_val_00000001.JPEG")
-    return int(number)
+    return int(found[1])

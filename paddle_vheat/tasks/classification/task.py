@@ -14,14 +14,15 @@ from paddle_vheat._paddle import F, paddle
 from paddle_vheat.config import ConfigError, build, building
 from paddle_vheat.data.image_file import check_header
 from paddle_vheat.engine.evaluate import evaluating
-from paddle_vheat.engine.loader import sample_files, stack
+from paddle_vheat.engine.loader import sample_files
 from paddle_vheat.engine.optim import Factors
-from paddle_vheat.engine.task import ExportSpec, Metric
+from paddle_vheat.engine.task import ExportSpec, Metric, Task
 from paddle_vheat.errors import MissingFileError, UserError
 from paddle_vheat.export import scores_spec
 from paddle_vheat.models import VHeatClassifier, create_model
 from paddle_vheat.models.vheat import MIN_SIZE
 from paddle_vheat.tasks.classification import config as schema
+from paddle_vheat.tasks.classification.data import read_file
 from paddle_vheat.tasks.classification.deploy import evaluation_ops
 from paddle_vheat.tasks.classification.evaluator import ClassificationEvaluator
 from paddle_vheat.tasks.classification.mixing import BatchTransform, build_batch_ops
@@ -29,11 +30,12 @@ from paddle_vheat.tasks.classification.shift_scores import ShiftEvaluator
 from paddle_vheat.tasks.classification.shifts import ShiftedData, read_flags
 from paddle_vheat.tasks.classification.transforms import pipeline
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction
+from paddle_vheat.tasks.classification.wnids import same_classes
 from paddle_vheat.weights.download import local_file
-from paddle_vheat.weights.loading import LoadReport, load_classifier, load_weights
+from paddle_vheat.weights.loading import load_classifier
 
 
-class ClassificationTask:
+class ClassificationTask(Task):
     """Model, data, loss and score that a configuration in PaddleClas' schema describes; arguments as of
     :class:`paddle_vheat.tasks.segmentation.task.SegmentationTask`."""
 
@@ -44,47 +46,42 @@ class ClassificationTask:
     ) -> None:
         self.config, self.source = config, source
         self._shift, self._real = getattr(flags, "shift", None), getattr(flags, "real", None)
-        settings, recipe, found = schema.read(config)
+        self._built: dict[str, Any] = {}
+        options, found = schema.read(config)
         if found and problems is None:
             raise ConfigError(source, found)
         self.broken = {"model", "train", "val"} if found else set()
         if problems is not None:
             problems += [f"{source}: {problem}" for problem in found]
-        if settings is not None and recipe is not None:
-            self.settings, self.recipe = settings, recipe
-            self.metric = Metric(f"top{settings.topk[0]}", scale=100.0, unit="%")
+        if options is not None:
+            self.options, self.recipe = options, schema.make_recipe(options)
+            self.metric = Metric(f"top{options.topk[0]}", scale=100.0, unit="%")
 
     # --- model -----------------------------------------------------------------------------------------
 
     def build_model(self, pretrained: bool = True) -> VHeatClassifier:
-        settings = self.settings
+        arguments = {key: value for key, value in self.options.Arch.items() if key != "class_num"}
+        name, weights = schema.ARCHITECTURES[arguments.pop("name")], arguments.pop("pretrained", None)
         with building(f"{self.source}: Arch"):
-            if settings.arch in schema.ARCHITECTURES:
-                name = schema.ARCHITECTURES[settings.arch]
-                model = create_model(name, num_classes=settings.num_classes, **settings.arguments)
+            if name == schema.CUSTOM:
+                model = VHeatClassifier(num_classes=self.num_classes, **arguments)
             else:
-                model = VHeatClassifier(num_classes=settings.num_classes, **settings.arguments)
-            if pretrained and settings.pretrained:
-                path = local_file(settings.pretrained, schema.ARCHITECTURES.get(settings.arch, settings.arch))
+                model = create_model(name, num_classes=self.num_classes, **arguments)
+            if pretrained and weights:
+                path = local_file(weights, name)
                 print(f"{path}: {load_classifier(model, path)}", flush=True)
         return model
 
     def parameter_factors(self, model: Any) -> Mapping[str, Factors]:
-        return schema.parameter_factors(model, self.config["Optimizer"].get("one_dim_param_no_weight_decay", False))
-
-    def loss_layers(self) -> None:
-        return None
+        """No weight decay on parameters of one axis; frequency embeddings have three, and are decayed."""
+        left_out = model.no_weight_decay() if self.options.Optimizer.one_dim_param_no_weight_decay else ()
+        return {name: Factors(decay=0.0) for name in left_out}
 
     def losses(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """Cross entropy with the batch's soft targets."""
         loss = F.cross_entropy(model(batch["img"]), batch["target"], soft_label=True)
-        return {"loss": loss if self.settings.loss_weight == 1 else loss * self.settings.loss_weight}
-
-    def trial_batch(self) -> None:
-        return None
-
-    def load(self, model: Any, path: str) -> LoadReport:
-        return load_weights(model, path)
+        weight = self.options.loss.weight
+        return {"loss": loss if weight == 1 else loss * weight}
 
     # --- data ------------------------------------------------------------------------------------------
 
@@ -104,24 +101,27 @@ class ClassificationTask:
         return data
 
     def _plain(self, split: str) -> Any:
-        where = f"{self.source}: DataLoader.{ {'train': 'Train', 'val': 'Eval'}[split] }.dataset"
-        arguments = dict(self.settings.datasets[split])
-        given: dict[str, Any] = {"source": f"{where}.transform_ops"}
+        part = {"train": "Train", "val": "Eval"}[split]
+        where = f"{self.source}: DataLoader.{part}.dataset"
+        arguments = {"num_classes": self.num_classes, **getattr(self.options.DataLoader, part).dataset}
         name = arguments.pop("name")
-        given["num_classes"] = arguments.pop("num_classes", self.settings.num_classes)
+        if split == "train":
+            arguments.pop("batch_transform_ops", None)
         try:
-            return build(name, arguments, schema.DATASETS, where, **given)
+            dataset = build(name, arguments, schema.DATASETS, where, source=f"{where}.transform_ops")
         except FileNotFoundError as error:
             hint = f"put the data there, or give --opts {where.split(': ')[-1]}.image_root=DIR"
             raise MissingFileError(f"{self.source}: {error}; {hint}") from error
-
-    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return stack(samples)
+        for other in self._built.values():
+            same_classes(other, dataset)
+        self._built[split] = dataset
+        return dataset
 
     @cached_property
     def _batch_transform(self) -> BatchTransform:
-        settings, where = self.settings, f"{self.source}: DataLoader.Train.dataset.batch_transform_ops"
-        return build_batch_ops(settings.batch_ops, settings.num_classes, settings.smoothing, where)
+        where, dataset = "DataLoader.Train.dataset.batch_transform_ops", self.options.DataLoader.Train.dataset
+        operations, smoothing = dataset.get("batch_transform_ops"), self.options.loss.epsilon or 0.0
+        return build_batch_ops(operations, self.num_classes, smoothing, f"{self.source}: {where}")
 
     def prepare(self, batch: dict[str, Any], seed: int) -> dict[str, Any]:
         """Mixup or CutMix and soft targets, on the device."""
@@ -130,12 +130,12 @@ class ClassificationTask:
 
     @property
     def num_classes(self) -> int:
-        return self.settings.num_classes
+        return self.options.Arch.get("class_num", 1000)
 
-    @property
+    @cached_property
     def class_names(self) -> list[str] | None:
         """Names of the classes; None if nothing names them."""
-        path = self.settings.class_names
+        path = self.options.Global.class_names
         if path is not None:
             with building(f"{self.source}: Global.class_names"):
                 names = Path(path).read_text(encoding="utf-8").splitlines()
@@ -151,7 +151,7 @@ class ClassificationTask:
     # --- evaluation and prediction ---------------------------------------------------------------------
 
     def eval_batches(self, dataset: Any, indices: Sequence[int]) -> list[list[int]]:
-        size = self.settings.eval_batch_size
+        size = self.options.DataLoader.Eval.sampler.batch_size
         return [list(indices[i : i + size]) for i in range(0, len(indices), size)]
 
     def infer(self, model: Any, batch: dict[str, Any]) -> Any:
@@ -178,30 +178,23 @@ class ClassificationTask:
     def evaluator(self) -> Any:
         if self._shift or self._real:
             return ShiftEvaluator(self.dataset("val"))
-        return ClassificationEvaluator(self.settings.topk, self.num_classes)
-
-    def preview(self, model: Any, count: int) -> list[np.ndarray]:
-        return []
+        return ClassificationEvaluator(self.options.topk, self.num_classes)
 
     @property
     def _transform_ops(self) -> list[Any]:
-        return self.settings.datasets["val"].get("transform_ops") or []
+        return self.options.DataLoader.Eval.dataset.get("transform_ops") or []
 
     @cached_property
     def _from_file(self) -> Any:
         return pipeline(evaluation_ops(self._transform_ops, f"{self.source}: DataLoader.Eval.dataset.transform_ops"))
 
-    @cached_property
-    def _names(self) -> list[str] | None:
-        return self.class_names
-
     def predict(self, model: Any, path: str) -> ClassificationPrediction:
         """The five likeliest classes."""
         check_header(path)  # names the file
-        array = self._from_file(Path(path).read_bytes())
+        array = read_file(path, self._from_file)
         with evaluating(model):
             chances = F.softmax(model(paddle.to_tensor(array[None]))[0]).numpy()
-        return ClassificationPrediction.of(chances, self._names)
+        return ClassificationPrediction.of(chances, self.class_names)
 
     # --- export ----------------------------------------------------------------------------------------
 

@@ -266,8 +266,6 @@ def create_transform(cfg: Mapping[str, Any]) -> Callable[[Any], np.ndarray]:
     run = pipeline(ops)
 
     def transform(image: Any) -> np.ndarray:
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(image)
         return run(Path(image).read_bytes() if isinstance(image, (str, os.PathLike)) else image)
 
     return transform

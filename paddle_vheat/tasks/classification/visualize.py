@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
-TOP = 5
+
+def best(scores: np.ndarray) -> np.ndarray:
+    """The five likeliest classes, best first; of equal ones the first class counts, on every machine."""
+    return np.argsort(-scores, kind="stable")[:5]
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,9 @@ class ClassificationPrediction:
     value: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, scores: np.ndarray, names: Sequence[str] | None, count: int = TOP) -> ClassificationPrediction:
-        """The ``count`` likeliest classes by their scores (classes,); without names, a class is called by its index."""
-        order = [int(i) for i in np.argsort(-scores, kind="stable")[:count]]
+    def of(cls, scores: np.ndarray, names: Sequence[str] | None) -> ClassificationPrediction:
+        """The five likeliest classes by their scores (classes,); without names, a class is called by its index."""
+        order = best(scores).tolist()
         return cls([{"class": i, "name": class_name(i, names), "score": float(scores[i])} for i in order])
 
     def draw(self, image: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,14 +88,11 @@ def folder_classes(folders: Sequence[str], num_classes: int | None, where: str) 
 
 
 def same_classes(train: Any, val: Any) -> None:
-    """Raise a ConfigError that names the first difference between the classes of two data sets.
+    """Raise a ConfigError that names what differs between the classes of two data sets.
 
     Only ranks are compared: where the class is in the folder's name or in a list, it needs no other folder.
     """
     one, two = (getattr(dataset, "ranked_folders", None) for dataset in (train, val))
-    if one is None or two is None:
-        return
-    for rank, (a, b) in enumerate(zip_longest(one, two)):
-        if a != b:
-            told = [f"{'absent' if x is None else repr(x)} in {d.image_root}" for x, d in ((a, train), (b, val))]
-            raise ConfigError(f"the classes of the folders differ: class {rank} is {told[0]}, but {told[1]}")
+    if one and two and one != two:
+        told = ", ".join(sorted(set(one) ^ set(two))[:3])
+        raise ConfigError(f"the classes of {train.image_root} and {val.image_root} differ; in one alone are {told}")

@@ -14,11 +14,10 @@ def agreed(options: Any, registry: Mapping[str, Any], key: str) -> dict[str, Any
 
     A data set's class may fix them; its block, the model's and (of the channels) the backbone's may give them.
     """
-    names = {"num_classes": "NUM_CLASSES", "img_channels": "IMG_CHANNELS", "ignore_index": "IGNORE_INDEX"}
     found: dict[str, Any] = {}
     for where in ("train_dataset", "val_dataset"):
         block = getattr(options, where) or {}
-        fixed = getattr(registry.get(str(block.get("type", ""))), names[key], None)
+        fixed = getattr(registry.get(str(block.get("type", ""))), key.upper(), None)
         if fixed is not None:
             found[f"{where}.type"] = fixed
         if block.get(key) is not None:

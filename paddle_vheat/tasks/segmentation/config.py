@@ -7,23 +7,26 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from paddle_vheat.config import ConfigError, option, read_options
+from paddle_vheat.config import option, read_options
 from paddle_vheat.config.build import arguments_of, find_problems
 from paddle_vheat.config.options import INFINITE, check_value
 from paddle_vheat.data.image_file import MAX_PIXELS
-from paddle_vheat.engine.optim import Factors, Recipe, Schedule, schedulers
+from paddle_vheat.engine.optim import Recipe, Schedule, schedulers
 from paddle_vheat.models.vheat import MIN_SIZE
 from paddle_vheat.tasks.segmentation.agreement import agreement_problems, bank_problems
 from paddle_vheat.tasks.segmentation.transforms import build_transform
 
 _SIZES = ("crop_size", "target_size")
-# What arguments of PaddleSeg's components may be, which do not check them; by the end of their names.
+# What arguments of PaddleSeg's components, which do not check them, and of schedules may be; by the end of their names.
 _RANGES = {
     "prob": option(float, min=0, max=1),
     "top_k_percent_pixels": option(float, above=0, max=1),
     "num_classes": option(int, None, min=1, max=1 << 20),
     "img_channels": option(int, None, min=1, max=1 << 10),
     "ignore_index": option(int, None),
+    "learning_rate": option(float, above=0),
+    "warmup_iters": option(int, min=0, max=10**9),
+    "warmup_start_lr": option(float, min=0),
 }
 _WORDS = ("dataset_root", "train_path", "val_path", "test_path", "separator", "mode", "type")
 
@@ -102,7 +105,12 @@ CLIPS: dict[str, type] = {
     "ClipGradByGlobalNorm": ClipByNorm, "ClipGradByNorm": ClipByNorm, "ClipGradByValue": ClipByValue
 }  # fmt: skip
 OPTIMIZERS: dict[str, type] = {"SGD": OptimizerOptions, "Momentum": Momentum, "Adam": Adam, "AdamW": AdamW}
-_LOWER_CASE = {"sgd": "SGD", "adam": "Adam"}
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    types: Any = option(list, items=dict)
+    coef: Any = option(list, items=float)
 
 
 @dataclass(frozen=True)
@@ -171,13 +179,10 @@ def broken_blocks(problems: list[str]) -> set[str]:
     return {problem.split("'")[1].split(".")[0] for problem in problems}
 
 
-_OF_COMPONENTS = ("transforms", "types", "losses", "backbone")
-
-
 def _component_problems(block: Any, where: str, registry: Mapping[str, Any], problems: list[str]) -> None:
     """Check ``type`` and the arguments of every component in a block, wherever it is nested."""
     place = where.split(".")
-    of_components = place[-1] in _OF_COMPONENTS[-1:] or (len(place) > 1 and place[-2] in _OF_COMPONENTS[:-1])
+    of_components = place[-1] == "backbone" or (len(place) > 1 and place[-2] in ("transforms", "types", "losses"))
     if isinstance(block, Mapping) and "type" not in block and (of_components or where in ("model", "train_dataset")):
         problems.append(f"'{where}.type' is missing: the name of a component")
     if isinstance(block, list):
@@ -199,18 +204,10 @@ def _component_problems(block: Any, where: str, registry: Mapping[str, Any], pro
 
 
 def _loss_problems(loss: Mapping[str, Any]) -> list[str]:
-    types: Any = loss.get("types")
-    coefficients: Any = loss.get("coef")
-    problems = [
-        f"'loss.{key}' must be a list of {what}, got {value!r}"
-        for key, value, kind, what in (
-            ("types", types, Mapping, "blocks"),
-            ("coef", coefficients, (int, float), "numbers"),
-        )
-        if not (isinstance(value, list) and value and all(isinstance(item, kind) for item in value))
-    ]
-    if problems:
+    problems: list[str] = []
+    if read_options(LossOptions, loss, "loss", problems) is None:
         return problems
+    types, coefficients = loss["types"], loss["coef"]
     if len(types) not in (1, len(coefficients)):
         problems.append(f"'loss' has {len(types)} types and {len(coefficients)} coefficients; expected one for each")
     problems += _weights_problems(coefficients, "loss.coef")
@@ -228,14 +225,18 @@ def _weights_problems(values: Any, where: str) -> list[str]:
     return [] if right else [f"'{where}' must be a list of numbers of at least 0, not all of them 0, got {values!r}"]
 
 
+def _optimizer(block: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Name and arguments. As in PaddleSeg, "sgd" and "adam" will do, and SGD with a momentum is Momentum."""
+    name, arguments = block.get("type"), {key: value for key, value in block.items() if key != "type"}
+    name = {"sgd": "SGD", "adam": "Adam"}.get(name, name) if isinstance(name, str) else name
+    return ("Momentum" if name == "SGD" and "momentum" in block else name), arguments
+
+
 def _optimizer_problems(block: Mapping[str, Any]) -> list[str]:
     problems: list[str] = []
-    name = block.get("type")
-    name = _LOWER_CASE.get(name, name) if isinstance(name, str) else name
-    name = "Momentum" if name == "SGD" and "momentum" in block else name
+    name, arguments = _optimizer(block)
     if not isinstance(name, str) or name not in OPTIMIZERS:
         return find_problems(name, {}, OPTIMIZERS, "optimizer.type")
-    arguments = {key: value for key, value in block.items() if key != "type"}
     options = read_options(OPTIMIZERS[name], arguments, "optimizer", problems)
     clip = getattr(options, "grad_clip_cfg", None)
     if clip is not None:
@@ -253,15 +254,11 @@ def _schedule_problems(block: Mapping[str, Any]) -> list[str]:
     found = find_problems(
         block.get("type"), arguments, schedulers(), "lr_scheduler", ("decay_steps", "T_max", "lr_lambda", "total")
     )
-    rate, warmup, start = block.get("learning_rate", 1), block.get("warmup_iters", 0), block.get("warmup_start_lr", 0)
-    if not (_finite(rate) and rate > 0):
-        found.append(f"'lr_scheduler.learning_rate' must be a number above 0, got {rate!r}")
-    if isinstance(warmup, bool) or not isinstance(warmup, int) or not 0 <= warmup <= 10**9:
-        found.append(f"'lr_scheduler.warmup_iters' must be an integer of at least 0, got {warmup!r}")
+    for key, rule in _RANGES.items():
+        if key in block:
+            check_value(block[key], rule, f"lr_scheduler.{key}", found)
     if "warmup_iters" in block and "warmup_start_lr" not in block:
         found.append("'lr_scheduler.warmup_start_lr' is missing, and warmup_iters is given")
-    if not (_finite(start) and start >= 0):
-        found.append(f"'lr_scheduler.warmup_start_lr' must be a number of at least 0, got {start!r}")
     for key, value in arguments.items():
         for number in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(number, (int, float)) and not (_finite(+number) and number >= 0) and key != "last_epoch":
@@ -310,11 +307,9 @@ def _finite(value: Any) -> bool:
 
 def make_recipe(options: SegmentationOptions) -> Recipe:
     """The recipe of sound options."""
-    block, schedule = dict(options.optimizer), dict(options.lr_scheduler)
-    name: str = block.pop("type")
-    name = _LOWER_CASE.get(name, name)
-    name = "Momentum" if name == "SGD" and "momentum" in block else name
-    chosen: Any = read_options(OPTIMIZERS[name], block, "optimizer")
+    name, block = _optimizer(options.optimizer)
+    schedule = dict(options.lr_scheduler)
+    chosen: Any = read_options(OPTIMIZERS[name], block, "optimizer", [])  # sound, as read says
     shared = {field.name for field in fields(OptimizerOptions)}
     arguments = {field.name: getattr(chosen, field.name) for field in fields(chosen) if field.name not in shared}
     clip = dict(chosen.grad_clip_cfg or {})
@@ -332,23 +327,3 @@ def make_recipe(options: SegmentationOptions) -> Recipe:
         clip_norm=float(clip["clip_norm"]) if is_global else None,
         clip=clip if clip and not is_global else None,
     )
-
-
-def parameter_factors(options: SegmentationOptions, model: Any) -> dict[str, Factors]:
-    """Factors of ``optimizer.custom_cfg``: the first entry whose ``name`` is part of the parameter's.
-
-    Raises:
-        ConfigError: for an entry that is of no parameter.
-    """
-    entries = options.optimizer.get("custom_cfg") or []
-    names = [name for name, _ in model.named_parameters()]
-    for i, entry in enumerate(entries):
-        if not any(entry["name"] in name for name in names):
-            raise ConfigError(f"'optimizer.custom_cfg.{i}.name' is {entry['name']!r}, and no parameter's name has it")
-    factors = {}
-    for name in names:
-        for entry in entries:
-            if entry["name"] in name:
-                factors[name] = Factors(entry.get("lr_mult", 1.0), entry.get("weight_decay_mult"))
-                break
-    return factors

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from paddle_vheat._files import no_such_file
 from paddle_vheat.config import ConfigError, MissingFileError, building, did_you_mean
-from paddle_vheat.engine.loader import read_sample
+from paddle_vheat.engine.loader import SeededDataset, read_sample
 from paddle_vheat.errors import DataError
 from paddle_vheat.integrations import paddleseg as seg
 
@@ -53,14 +53,12 @@ class SegmentationData:
         plain.transforms = seg.reading_transforms([], self.channels)
         return read_sample(plain, index)
 
-    def stored(self, index: int) -> dict[str, np.ndarray]:
+    def stored(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image, uint8 RGB (H, W, 3), and label, int64 (H, W), of a sample before its transforms."""
         item = self._plain(index)
         image = np.moveaxis(item["img"], 0, -1).astype(np.uint8)
-        return {
-            "img": image if image.shape[2] == 3 else np.repeat(image, 3, 2),
-            "label": np.asarray(item["label"], dtype=np.int64).squeeze(),
-        }
+        label = np.asarray(item["label"], dtype=np.int64).squeeze()
+        return (image if image.shape[2] == 3 else np.repeat(image, 3, 2)), label
 
     def check_all(self, values: list[bool]) -> list[str]:
         if any(values):
@@ -108,21 +106,10 @@ def build_dataset(block: Mapping[str, Any] | None, key: str, source: str, regist
         raise MissingFileError(f"{source}: '{key}': {len(absent)} files are missing, the first is {absent[0]}")
     seg.wrap_dataset(dataset)
     data = SegmentationData(dataset, str(dataset.mode) == "train")
-    _try_transforms(data, f"{source}: '{key}.transforms'")
+    # PaddleSeg's transforms do not check their arguments. What is wrong with a file is left to the check of the data.
+    with contextlib.suppress(DataError), building(f"{source}: '{key}.transforms'"):
+        SeededDataset(data, seed=0)[0, 0]
     return data
-
-
-def _try_transforms(data: SegmentationData, where: str) -> None:
-    """Raise a ConfigError if PaddleSeg's transforms, which do not check their arguments, fail on the first sample."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with building(where):
-            read_sample(data, 0)
-    except DataError:  # of a file: the check of the data reports it, and all others
-        pass
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def list_problems(block: Mapping[str, Any], key: str) -> list[str]:
@@ -167,19 +154,12 @@ def _check_cityscapes(root: Path, mode: str, where: str) -> None:
     for folder in (images, labels):
         if not folder.is_dir():
             raise MissingFileError(f"{where}: no such folder: {folder}")
-    endings = "_leftImg8bit.png", "_gtFine_labelTrainIds.png"
-    stems = [
-        {
-            f"{city.name}/{path.name[: -len(ending)]}"
-            for city in folder.iterdir()
-            if city.is_dir()
-            for path in city.iterdir()
-            if path.name.endswith(ending)
-        }
-        for folder, ending in zip((images, labels), endings)
-    ]
-    every = stems[0] | stems[1]
-    for found, folder, ending in zip(stems, (images, labels), endings):
+    stems = {
+        (folder, ending): {path.relative_to(folder).as_posix()[: -len(ending)] for path in folder.glob(f"*/*{ending}")}
+        for folder, ending in ((images, "_leftImg8bit.png"), (labels, "_gtFine_labelTrainIds.png"))
+    }
+    every = set().union(*stems.values())
+    for (folder, ending), found in stems.items():
         absent = sorted(every - found)
         if absent:
             raise MissingFileError(

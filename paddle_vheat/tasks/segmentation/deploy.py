@@ -34,9 +34,9 @@ class Processor:
         problems = options.wrong_lengths(description.options_at)
         if not all(_is_colour(colour) for colour in options.palette or []):
             problems.append(f"'{description.options_at}.palette' must be a list of [red, green, blue], 0 to 255")
+        self.channels = description.input_shape[1]
         try:
-            channels = description.input_shape[1]
-            self.transforms = build_transforms(description.transforms, "Deploy.transforms", channels)
+            self.transforms = build_transforms(description.transforms, "Deploy.transforms", self.channels)
         except ConfigError as error:
             problems += error.problems
         if problems:
@@ -47,7 +47,7 @@ class Processor:
         }
 
     def prepare(self, image: Any) -> tuple[np.ndarray, Undo]:
-        return self.transforms(read_image(image, self.transforms.channels))
+        return self.transforms(read_image(image, self.channels))
 
     def fit(self, array: np.ndarray, size: tuple[int, int], context: Undo) -> tuple[np.ndarray, Undo]:
         return resize_planes(array, size), [*context, ("resize", (array.shape[1], array.shape[2]))]

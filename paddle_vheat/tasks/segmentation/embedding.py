@@ -6,9 +6,8 @@ The figure is that of arXiv 2101.11939 (figure 1): embeddings of pixels, coloure
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -18,11 +17,8 @@ from paddle_vheat.engine.evaluate import evaluating
 from paddle_vheat.engine.loader import load_batches
 from paddle_vheat.losses.sampling import draw_per_class, gather_pixels, resize_labels
 
-METHODS = ("pca", "tsne")
 
-
-@dataclass(frozen=True)
-class Embeddings:
+class Embeddings(NamedTuple):
     """Features of sampled pixels.
 
     Attributes:
@@ -34,8 +30,7 @@ class Embeddings:
     labels: np.ndarray
 
 
-@dataclass(frozen=True)
-class Similarities:
+class Similarities(NamedTuple):
     """Mean cosine similarities, each class and each pair of classes counting the same.
 
     Attributes:
@@ -105,25 +100,19 @@ def collect(model: Any, dataset: Any, num_classes: int, pixels: int = 20, seed: 
                 raise ValueError("the validation transforms pad the images, and the report would take that for pixels")
             features = model.forward_features(image)
             small = resize_labels(label, *features.shape[2:]).flatten(1)
-            index, classes = _draw(small, num_classes, pixels, dataset.dataset.ignore_index)
-            labels.append(classes)
+            drawn = draw_per_class(small, num_classes, pixels, dataset.dataset.ignore_index)
+            index, present = (found.numpy() for found in drawn)
+            labels.append(np.nonzero(present)[0])
+            chosen = paddle.to_tensor(index[present])
             for kind in kinds:
                 found = model.proj_head(features) if kind == "projection" else features
-                rows[kind].append(F.normalize(gather_pixels(found, index), axis=1).numpy())
+                rows[kind].append(F.normalize(gather_pixels(found, chosen), axis=1).numpy())
     found_labels = np.concatenate(labels)
     return {kind: Embeddings(np.concatenate(parts), found_labels) for kind, parts in rows.items()}
 
 
-def _draw(labels: Any, num_classes: int, pixels: int, ignore_index: int) -> tuple[Any, np.ndarray]:
-    """Positions of up to ``pixels`` random pixels of each class of an image (1, P), and their classes."""
-    index, present = (found.numpy() for found in draw_per_class(labels, num_classes, pixels, ignore_index))
-    return paddle.to_tensor(index[present]), np.nonzero(present)[0]
-
-
 def project(embeddings: Embeddings, method: str = "pca", limit: int = 3000, seed: int = 0) -> Embeddings:
-    """The samples in the plane (M, 2): by PCA, or by t-SNE (scikit-learn) of at most ``limit`` of them."""
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    """The samples in the plane (M, 2), at most ``limit`` of them: by "pca", or by "tsne" (scikit-learn)."""
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(embeddings.rows))[:limit])
     rows, labels = embeddings.rows[chosen], embeddings.labels[chosen]

@@ -84,15 +84,10 @@ class SegmentationScores:
         def number(value: float) -> float | None:
             return round(float(value), 6) if np.isfinite(value) else None
 
+        figures = ("iou", "precision", "recall", "share")
+        columns = self.class_iou, self.class_precision, self.class_recall, self.class_share
         classes = [
-            {
-                "name": name,
-                "iou": number(self.class_iou[i]),
-                "precision": number(self.class_precision[i]),
-                "recall": number(self.class_recall[i]),
-                "share": number(self.class_share[i]),
-            }
-            for i, name in enumerate(class_names)
+            {"name": name, **dict(zip(figures, map(number, values)))} for name, *values in zip(class_names, *columns)
         ]
         means = {"mIoU": self.miou, "Acc": self.accuracy, "Kappa": self.kappa, "mDice": self.mdice}
         return {**{name: number(value) for name, value in means.items()}, "classes": classes}

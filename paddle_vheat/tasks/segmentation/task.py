@@ -15,9 +15,8 @@ from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.config import ConfigError
 from paddle_vheat.config.options import check_fields
 from paddle_vheat.engine.evaluate import evaluating
-from paddle_vheat.engine.loader import stack
 from paddle_vheat.engine.optim import Factors
-from paddle_vheat.engine.task import ExportSpec, Metric
+from paddle_vheat.engine.task import ExportSpec, Metric, Task
 from paddle_vheat.errors import UserError
 from paddle_vheat.export import scores_spec
 from paddle_vheat.integrations import paddleseg as seg
@@ -29,13 +28,12 @@ from paddle_vheat.tasks.segmentation.cityscapes import CITYSCAPES_NAMES, CITYSCA
 from paddle_vheat.tasks.segmentation.data import SegmentationData, build_dataset
 from paddle_vheat.tasks.segmentation.evaluator import SegmentationEvaluator
 from paddle_vheat.tasks.segmentation.visualize import SegmentationPrediction, compose_triptych
-from paddle_vheat.weights.loading import LoadReport, load_weights
 
 Tensor = Any
 MIOU = Metric("mIoU", scale=100.0, unit="%")
 
 
-class SegmentationTask:
+class SegmentationTask(Task):
     """Model, data, losses and scores that a PaddleSeg configuration describes.
 
     Args:
@@ -70,7 +68,7 @@ class SegmentationTask:
             self.recipe = schema.make_recipe(self.options)
             self.test_options = self._test_options()
 
-    def _test_options(self) -> dict[str, Any]:
+    def _test_options(self) -> schema.TestOptions:
         """``test_config``, and the command line in its place."""
         options, flags = self.options.test_config or schema.TestOptions(), self.flags
         if getattr(flags, "aug_eval", False):
@@ -84,7 +82,7 @@ class SegmentationTask:
         problems = options.problems("test_config")
         if problems:
             raise ConfigError(f"{self.source}: {problems[0]}")
-        return asdict(options)
+        return options
 
     # --- model and losses ------------------------------------------------------------------------------
 
@@ -104,7 +102,23 @@ class SegmentationTask:
             return seg.assemble(block, self.registry, f"{self.source}: model")
 
     def parameter_factors(self, model: Any) -> Mapping[str, Factors]:
-        return schema.parameter_factors(self.options, model)
+        """Factors of ``optimizer.custom_cfg``: the first entry whose ``name`` is part of the parameter's.
+
+        Raises:
+            ConfigError: for an entry that is of no parameter.
+        """
+        entries = self.options.optimizer.get("custom_cfg") or []
+        names = [name for name, _ in model.named_parameters()]
+        factors: dict[str, Factors] = {}
+        for i, entry in enumerate(entries):
+            matching = [name for name in names if entry["name"] in name]
+            if not matching:
+                raise ConfigError(
+                    f"'optimizer.custom_cfg.{i}.name' is {entry['name']!r}, and no parameter's name has it"
+                )
+            for name in matching:
+                factors.setdefault(name, Factors(entry.get("lr_mult", 1.0), entry.get("weight_decay_mult")))
+        return factors
 
     @cached_property
     def criteria(self) -> tuple[list[Any], list[float]]:
@@ -166,21 +180,12 @@ class SegmentationTask:
         zeros = np.zeros((2, 64, 64), np.int64)
         return {"img": np.zeros((2, channels, 64, 64), np.float32), "label": zeros, "edge": zeros, "meta": [{}, {}]}
 
-    def load(self, model: Any, path: str) -> LoadReport:
-        return load_weights(model, path)
-
     # --- data ------------------------------------------------------------------------------------------
 
     @lru_cache(maxsize=2)  # noqa: B019  (a task lives as long as its program)
     def dataset(self, split: str) -> SegmentationData:
         key = f"{split}_dataset"
         return build_dataset(getattr(self.options, key), key, self.source, self.registry)
-
-    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return stack(samples)
-
-    def prepare(self, batch: dict[str, Any], seed: int) -> dict[str, Any]:
-        return batch
 
     def _agreed(self, key: str) -> Any:
         """What the blocks say of "num_classes", "img_channels" or "ignore_index"; None if nothing does."""
@@ -212,13 +217,9 @@ class SegmentationTask:
 
     # --- evaluation and prediction ---------------------------------------------------------------------
 
-    def eval_batches(self, dataset: Any, indices: Sequence[int]) -> list[list[int]]:
-        """One by one: every image has its own size."""
-        return [[index] for index in indices]
-
     def infer(self, model: Any, batch: dict[str, Any]) -> np.ndarray:
         """Class of every pixel of one image at its original size, int64 (H, W)."""
-        logits = predict_logits(model, batch["img"], batch["meta"][0]["undo"], **self.test_options)
+        logits = predict_logits(model, batch["img"], batch["meta"][0]["undo"], self.test_options)
         return paddle.argmax(logits, axis=1).numpy()[0]
 
     def infer_exported(self, predictor: Any, batch: dict[str, Any]) -> np.ndarray:
@@ -245,14 +246,11 @@ class SegmentationTask:
 
     def preview(self, model: Any, count: int) -> list[np.ndarray]:
         """Image | truth | prediction of the first validation images."""
-        dataset = self.dataset("val")
-        return [self.triptych(model, dataset, i) for i in range(min(count, len(dataset)))]
-
-    def triptych(self, model: Any, dataset: SegmentationData, index: int) -> np.ndarray:
-        """Image | truth | prediction of a sample, uint8 RGB (H, 3 W, 3)."""
-        stored = dataset.stored(index)
-        classes = self.predict(model, dataset.files(index)[0]).value
-        return compose_triptych(stored["img"], stored["label"], classes, self.palette)
+        dataset, pictures = self.dataset("val"), []
+        for i in range(min(count, len(dataset))):
+            classes = self.predict(model, dataset.files(i)[0]).value
+            pictures.append(compose_triptych(*dataset.stored(i), classes, self.palette))
+        return pictures
 
     # --- export ----------------------------------------------------------------------------------------
 
@@ -289,23 +287,19 @@ def _contrast_losses(types: list[Any]) -> list[PixelContrastLoss]:
     return list(dict.fromkeys(part for part in parts if isinstance(part, PixelContrastLoss)))
 
 
-def predict_logits(model: Any, image: Any, undo: list[tuple[str, tuple[int, int]]], **options: Any) -> Any:
+def predict_logits(model: Any, image: Any, undo: list[tuple[str, tuple[int, int]]], options: schema.TestOptions) -> Any:
     """Logits (1, C, H, W) at the size of the original image, by PaddleSeg's inference.
 
     Args:
         model: gives a list whose first entry are logits at the size of its input.
         image: tensor (1, C, h, w), transformed.
         undo: the transforms' ``trans_info``.
-        **options: of :class:`paddle_vheat.tasks.segmentation.config.TestOptions`.
     """
-    slide = {name: options.get(name) for name in ("crop_size", "stride")}
-    slide["is_slide"] = options.get("is_slide", False)
-    if options.get("aug_eval"):
-        flips = {name: options.get(name, False) for name in ("flip_horizontal", "flip_vertical")}
-        smallest = min(options.get("scales", [1.0])) * min(image.shape[2:])
-        if round(smallest) < 1:
-            raise UserError(f"--scales: the image would become {smallest:.2g} pixels wide or high")
-        return seg.infer.aug_inference(
-            model, image, trans_info=undo, scales=options.get("scales", [1.0]), **flips, **slide
-        )[1]
-    return seg.infer.inference(model, image, trans_info=undo, **slide)[1]
+    given = asdict(options)
+    if not given.pop("aug_eval"):
+        slide = {name: given[name] for name in ("is_slide", "crop_size", "stride")}
+        return seg.infer.inference(model, image, trans_info=undo, **slide)[1]
+    smallest = min(options.scales) * min(image.shape[2:])
+    if round(smallest) < 1:
+        raise UserError(f"--scales: the image would become {smallest:.2g} pixels wide or high")
+    return seg.infer.aug_inference(model, image, trans_info=undo, **given)[1]

@@ -7,9 +7,9 @@ configuration's own list. ``ToBGR`` is ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +24,7 @@ Undo = list[tuple[str, tuple[int, int]]]  # ("resize" or "padding", (height, wid
 INTERPOLATIONS = ("NEAREST", "LINEAR", "CUBIC", "AREA", "LANCZOS4")
 
 
-class Transform(Protocol):
-    """(H, W, C) float32 to the same, another size perhaps, which is then added to ``undo``."""
-
-    def __call__(self, image: np.ndarray, undo: Undo) -> np.ndarray: ...
+# A transform takes (H, W, C) float32 to the same; another size, perhaps, and then adds to ``undo``.
 
 
 def _side(*default: Any) -> Any:
@@ -86,8 +83,9 @@ class Resize:
         return resize(image, new_height, new_width, self.interp)
 
 
-def _scaled(image: np.ndarray, scale: float) -> np.ndarray:
+def _scaled(image: np.ndarray, scale: float, undo: Undo) -> np.ndarray:
     height, width = _size(image)
+    undo.append(("resize", (height, width)))
     return resize(image, round(height * scale), round(width * scale))
 
 
@@ -98,8 +96,7 @@ class ResizeByLong:
     long_size: int = _side()
 
     def __call__(self, image: np.ndarray, undo: Undo) -> np.ndarray:
-        undo.append(("resize", _size(image)))
-        return _scaled(image, self.long_size / max(_size(image)))
+        return _scaled(image, self.long_size / max(_size(image)), undo)
 
 
 @dataclass(frozen=True)
@@ -110,12 +107,10 @@ class ResizeByShort:
     max_size: float = option(float, 1e10, above=0)
 
     def __call__(self, image: np.ndarray, undo: Undo) -> np.ndarray:
-        size = _size(image)
-        undo.append(("resize", size))
-        short = self.short_size
+        size, short = _size(image), self.short_size
         if short / min(size) * max(size) > self.max_size:
             short = int((self.max_size / max(size)) * min(size))
-        return _scaled(image, short / min(size))
+        return _scaled(image, short / min(size), undo)
 
 
 @dataclass(frozen=True)
@@ -127,12 +122,8 @@ class LimitLong:
 
     def __call__(self, image: np.ndarray, undo: Undo) -> np.ndarray:
         longer = max(_size(image))
-        undo.append(("resize", _size(image)))
-        if self.max_long is not None and longer > self.max_long:
-            return _scaled(image, self.max_long / longer)
-        if self.min_long is not None and longer < self.min_long:
-            return _scaled(image, self.min_long / longer)
-        return image
+        target = min(max(longer, self.min_long or 0), self.max_long or MAX_PIXELS)
+        return _scaled(image, target / longer, undo)
 
 
 def _pad(image: np.ndarray, height: int, width: int, value: float, undo: Undo) -> np.ndarray:
@@ -187,29 +178,14 @@ TRANSFORMS: dict[str, type] = {
 }  # fmt: skip
 
 
-class Pipeline:
-    """Transforms one after the other; made by :func:`build_transforms`."""
+def build_transforms(
+    config: Any, where: str = "transforms", channels: int = 3
+) -> Callable[[np.ndarray], tuple[np.ndarray, Undo]]:
+    """One function from PaddleSeg's list of {type: name, argument: value}.
 
-    def __init__(self, transforms: Sequence[Transform], channels: int) -> None:
-        self.transforms, self.channels = tuple(transforms), channels
-
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Undo]:
-        """(H, W, C), BGR if C is 3 -> float32 (C, h, w), RGB, contiguous; and what :func:`restore` needs."""
-        array = image.astype(np.float32)
-        array = np.ascontiguousarray(array[..., ::-1] if self.channels == 3 else array)
-        undo: Undo = []
-        for transform in self.transforms:
-            array = transform(array, undo)
-        return np.ascontiguousarray(array.transpose(2, 0, 1), np.float32), undo
-
-
-def are_known(config: Any) -> bool:
-    """Whether every transform of PaddleSeg's list is one of these."""
-    return all(isinstance(entry, Mapping) and entry.get("type") in TRANSFORMS for entry in config)
-
-
-def build_transforms(config: Any, where: str = "transforms", channels: int = 3) -> Pipeline:
-    """Transforms from PaddleSeg's list of {type: name, argument: value}.
+    Returns:
+        A function of an image (H, W, C), BGR if C is 3, to float32 (C, h, w), RGB, contiguous; and what
+        :func:`restore` needs.
 
     Raises:
         ConfigError: for a transform or argument that is not known here, and values that a transform does not take;
@@ -221,7 +197,16 @@ def build_transforms(config: Any, where: str = "transforms", channels: int = 3) 
     transforms = [build_transform(entry, f"{where}.{i}", channels, problems) for i, entry in enumerate(config)]
     if problems:
         raise ConfigError(problems[0]) if len(problems) == 1 else ConfigError(where, problems)
-    return Pipeline(transforms, channels)
+
+    def run(image: np.ndarray) -> tuple[np.ndarray, Undo]:
+        array = image.astype(np.float32)
+        array = np.ascontiguousarray(array[..., ::-1] if channels == 3 else array)
+        undo: Undo = []
+        for transform in transforms:
+            array = transform(array, undo)
+        return np.ascontiguousarray(array.transpose(2, 0, 1), np.float32), undo
+
+    return run
 
 
 def build_transform(entry: Any, where: str, channels: int, problems: list[str]) -> Any:

@@ -56,9 +56,9 @@ def colourise(classes: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return table[np.where(known, classes, len(palette))]
 
 
-def overlay(image: np.ndarray, colours: np.ndarray, weight: float = 0.6) -> np.ndarray:
-    """The image shining through the colours; all uint8 (H, W, 3)."""
-    mixed = weight * image.astype(np.float32) + (1 - weight) * colours
+def overlay(image: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """The image shining through the colours, with a weight of 0.6; all uint8 (H, W, 3)."""
+    mixed = 0.6 * image.astype(np.float32) + 0.4 * colours
     return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
 
 

@@ -156,7 +156,7 @@ def test_scores_equal_a_plain_count():
             return paddle.to_tensor(table[start : start + len(x)])
 
     report = evaluate(task, Table(), progress=False).report
-    labels = np.array([label for _, label in task.dataset("val").file_list])
+    labels = np.array([sample["label"] for sample in map(task.dataset("val").__getitem__, range(len(table)))])
     rank = (table > table[np.arange(len(table)), labels][:, None]).sum(axis=1)
     assert report["top1"] == pytest.approx((rank < 1).mean())
     assert report["top5"] == pytest.approx((rank < 5).mean())
@@ -243,6 +243,11 @@ def test_class_folders(tmp_path):
     run = Trainer(task, options(tmp_path / "out", iters=2, batch_size=2, do_eval=True))
     assert run.run()["iteration"] == 2
     assert set(evaluate(task, run.model, progress=False).report) == {"images", "top1", "top5", "loss"}
+    (tmp_path / "val" / "dog").rename(tmp_path / "val" / "cow")
+    other = ClassificationTask(config, "folders")
+    other.dataset("train")
+    with pytest.raises(ConfigError, match=r"the classes of .*train and .*val differ; in one alone are cow, dog"):
+        other.dataset("val")
 
 
 @pytest.mark.parametrize(

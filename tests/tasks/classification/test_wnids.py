@@ -105,7 +105,7 @@ def test_ranks_of_training_and_validation_are_compared():
     same_classes(of("train", "a", "b"), of("val", "a", "b"))
     same_classes(of("train", "a", "b"), of("val"))  # classes by name or list
     same_classes(of("train"), SimpleNamespace())
-    with pytest.raises(ConfigError, match="differ: class 1 is 'b' in train, but 'c' in val"):
+    with pytest.raises(ConfigError, match=r"the classes of train and val differ; in one alone are b, c$"):
         same_classes(of("train", "a", "b"), of("val", "a", "c"))
-    with pytest.raises(ConfigError, match="differ: class 2 is absent in train, but 'c' in val"):
+    with pytest.raises(ConfigError, match=r"differ; in one alone are c$"):
         same_classes(of("train", "a", "b"), of("val", "a", "b", "c"))

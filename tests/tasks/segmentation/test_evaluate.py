@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from paddle_vheat._paddle import F
+from paddle_vheat.tasks.segmentation import config as schema
 from paddle_vheat.tasks.segmentation.task import predict_logits
 from tests.conftest import golden, paddle, relative_error, sample
 from tests.engine import tiny
@@ -179,7 +180,7 @@ def image():
 
 def logits_of(model, image, **options) -> np.ndarray:
     with paddle.no_grad():
-        return predict_logits(model, image, [], **options).numpy()
+        return predict_logits(model, image, [], schema.TestOptions(**options)).numpy()
 
 
 def whole(model, array: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ from paddle_vheat.data.image_file import read_bgr
 from paddle_vheat.deploy.writing import list_images, write_predictions
 from paddle_vheat.errors import UserError
 from paddle_vheat.tasks.segmentation.cityscapes import CITYSCAPES_PALETTE as PALETTE
-from paddle_vheat.tasks.segmentation.visualize import colourise, overlay
 from tests.conftest import paddle
 from tests.engine import tiny
 from tests.tasks.segmentation.test_evaluate import normalised
@@ -121,20 +120,8 @@ def test_a_failed_write_leaves_no_half_picture(task, images, tmp_path, monkeypat
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 
-def test_colourise():
-    palette = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
-    colours = colourise(np.array([[0, 1, 2, 255, 1000]]), palette)
-    assert colours.dtype == np.uint8
-    assert colours[0].tolist() == [[1, 2, 3], [4, 5, 6], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
-
-
-def test_overlay():
-    image, colours = np.full((1, 1, 3), 200, np.uint8), np.array([[[0, 100, 255]]], np.uint8)
-    assert overlay(image, colours, weight=0.6)[0, 0].tolist() == [120, 160, 222]
-
-
 def test_triptych(task):
-    picture = task.triptych(task.model, task.dataset("val"), 1)
+    _, picture = task.preview(task.model, 2)
     assert picture.dtype == np.uint8
     height, width = tiny.SCENE_SIZE
     assert picture.shape == (height, 3 * width, 3)
@@ -150,7 +137,7 @@ def test_triptych(task):
 
 def test_triptych_of_ade20k_counts_from_one(ade20k):
     task = tiny.make_task(tiny.ade20k_config(ade20k))
-    picture = task.triptych(task.model, task.dataset("val"), 0)
+    (picture,) = task.preview(task.model, 1)
     label = np.asarray(Image.open(task.val_dataset.file_list[0][1])).astype(int)
     width = label.shape[1]
     truth = np.where((label > 0)[..., None], task.palette[np.maximum(label - 1, 0)], 0)
