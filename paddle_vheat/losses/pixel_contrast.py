@@ -13,7 +13,7 @@ from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.losses.info_nce import info_nce
 from paddle_vheat.losses.memory_bank import MemoryBank
-from paddle_vheat.losses.sampling import gather_pixels, group_pixels, resize_labels, sample_anchors
+from paddle_vheat.losses.sampling import check_labels, gather_pixels, group_pixels, resize_labels, sample_anchors
 
 Tensor = Any
 
@@ -41,8 +41,7 @@ class PixelContrastLoss(nn.Layer):
         (N, D, H, W), used as given (the projection heads of this package give pixels of length 1), any floating
         dtype; ``label`` integers (N, H', W') or (N, 1, H', W') of any size -> float32 scalar, computed in float32.
 
-    Labels that are neither a class nor ``ignore_index`` take no part. Where no class has enough pixels, the loss is a 0
-    with a gradient, so that data-parallel training goes on.
+    Where no class has enough pixels, the loss is a 0 with a gradient, so that data-parallel training goes on.
     Draws are Paddle's, so ``paddle.seed`` decides them.
     """
 
@@ -106,6 +105,7 @@ class PixelContrastLoss(nn.Layer):
         with paddle.amp.auto_cast(enable=False):
             with paddle.no_grad():
                 labels = resize_labels(label, height, width)
+                check_labels(labels, classes, self.ignore_index)
             if self.training and self._warming_up():
                 loss = 0.0 * embedding.astype("float32").sum()
             else:

@@ -36,6 +36,20 @@ def resize_labels(labels: Tensor, height: int, width: int) -> Tensor:
     return labels
 
 
+def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Raise a ValueError for labels that are neither a class nor ``ignore_index``.
+
+    On the CPU only: elsewhere it would wait for all that is queued. There such labels take no part, and cross
+    entropy's own check stops at them.
+    """
+    if not paddle.in_dynamic_mode() or not labels.place.is_cpu_place():
+        return
+    wrong = paddle.logical_and(labels != ignore_index, paddle.logical_or(labels < 0, labels >= num_classes))
+    if bool(wrong.any()):
+        value = int(paddle.masked_select(labels, wrong)[0])
+        raise ValueError(f"label {value} is outside 0 to {num_classes - 1} and is not {ignore_index} (ignored)")
+
+
 class GroupedPixels(NamedTuple):
     """The pixels of a batch in groups, each in random order.
 
