@@ -12,7 +12,7 @@ import pytest
 from paddle_vheat._paddle import paddle
 from paddle_vheat.deploy.detection_ops import paste_mask
 from paddle_vheat.models.mask_rcnn.roi_align import _by_operator, _by_products, box_levels
-from paddle_vheat.weights.detection_keys import detection_key_map
+from paddle_vheat.weights.key_map import our_name
 from tests.conftest import golden, relative_error, sample
 from tests.models.mask_rcnn.micro import CASES, batch, every_nth, reference_detector, targets, unpack
 
@@ -131,8 +131,8 @@ def test_losses_and_gradients(golden_checkpoint, data, case):
         assert float(loss) == pytest.approx(float(data[f"{case}/train/{name}"]), rel=LOSSES)
     sum(losses.values()).backward()
     names = [str(name) for name in data[f"{case}/train/grad_names"]]
-    ours, parameters = detection_key_map(names), dict(model.named_parameters())
-    assert {ours[name][0] for name in names} == set(parameters)
+    ours, parameters = {name: our_name(name) for name in names}, dict(model.named_parameters())
+    assert set(ours.values()) == set(parameters)
     for name, norm in zip(names, data[f"{case}/train/grad_norms"]):
-        gradient = parameters[ours[name][0]].grad.numpy().astype(np.float64)
+        gradient = parameters[ours[name]].grad.numpy().astype(np.float64)
         assert np.linalg.norm(gradient) == pytest.approx(float(norm), rel=GRADIENTS), name
