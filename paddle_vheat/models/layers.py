@@ -9,7 +9,7 @@ from typing import Any
 from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.ops.dct import known_size, size_of
 from paddle_vheat.ops.fold import is_plain
-from paddle_vheat.ops.heat import published_normal
+from paddle_vheat.ops.heat import HeatConduction2D, published_normal, resized_embedding
 
 Tensor = Any
 
@@ -49,6 +49,44 @@ class ChannelsLastConv2D(nn.Conv2D):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.Conv2D.forward(self, x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1])
+
+
+class SharedEmbedding(nn.Layer):
+    """Holds ``blocks`` whose heat conduction operators share one ``frequency_embedding`` (H, W, C).
+
+    That is a parameter, or None where the operators need none: they have been folded, or mix in another way.
+    """
+
+    frequency_embedding: Any
+    blocks: Any
+    aligned_by_operators = False
+    """Whether the operators bring the embedding to their maps' size themselves."""
+    _folded = False
+
+    def embedding_for(self, x: Tensor) -> Tensor | None:
+        """The frequency embedding for the map ``x`` (B, H, W, C), at its size unless the operators see to that."""
+        return (
+            self.frequency_embedding
+            if self.frequency_embedding is None or self.aligned_by_operators or self._keeps_decays(x)
+            else resized_embedding(self.frequency_embedding, size_of(x, 1), size_of(x, 2))
+        )
+
+    def _keeps_decays(self, x: Tensor) -> bool:
+        """Whether the operators keep the decay of every size, which they make of the embedding as it is."""
+        return self._folded and paddle.in_dynamic_mode() and not paddle.is_grad_enabled()
+
+    def fold(self, size: tuple[int, int]) -> None:
+        """Make every operator one for maps of ``size``, in place."""
+        with paddle.no_grad():
+            for block in self.blocks:
+                for name, layer in list(block.named_children()):
+                    if isinstance(layer, HeatConduction2D):
+                        setattr(block, name, layer.folded(self.frequency_embedding, size))
+        self.frequency_embedding = None
+
+    def fast_form(self) -> nn.Layer:
+        self._folded = True
+        return self
 
 
 def init_linear(layer: nn.Linear) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import PADDLE_2, F, nn, paddle
-from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform
+from paddle_vheat.models.layers import DropPath, SharedEmbedding, init_conv, init_linear, init_uniform
 from paddle_vheat.ops import HeatConduction2D, fold
-from paddle_vheat.ops.dct import check_products, dtype_name, known_size, size_of
-from paddle_vheat.ops.fold import become, int_pair
-from paddle_vheat.ops.heat import FoldedHeatConduction2D, published_normal, resized_embedding
+from paddle_vheat.ops.dct import check_products, dtype_name, known_size
+from paddle_vheat.ops.fold import int_pair
+from paddle_vheat.ops.heat import published_normal
 
 Tensor = Any
 
@@ -143,7 +143,7 @@ def check_parameter_count(count: float, what: str) -> None:
         )
 
 
-class Stage(nn.Layer):
+class Stage(SharedEmbedding):
     """``depth`` blocks that share one frequency embedding, and the downsample that follows them."""
 
     def __init__(
@@ -157,16 +157,10 @@ class Stage(nn.Layer):
     ) -> None:
         super().__init__()
         # (H, W, C), one value per mode and channel, for the resolution that the model is made for.
-        self.frequency_embedding: Any = self.create_parameter([*size, channels], default_initializer=published_normal())
+        self.frequency_embedding = self.create_parameter([*size, channels], default_initializer=published_normal())
         self.blocks = nn.LayerList([Block(channels, rate, post_norm, layer_scale) for rate in drop_paths])
         self.downsample = Downsample(channels) if downsample else None
         self.recompute = False
-
-    def embedding_for(self, x: Tensor) -> Tensor | None:
-        """The frequency embedding at the size of ``x`` (B, H, W, C)."""
-        if self.frequency_embedding is None:  # folded
-            return None
-        return resized_embedding(self.frequency_embedding, size_of(x, 1), size_of(x, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         embedding = self.embedding_for(x)
@@ -181,28 +175,6 @@ class Stage(nn.Layer):
             else:
                 x = block(x, embedding)
         return x
-
-    def fold(self, size: tuple[int, int]) -> None:
-        """Make every operator one for maps of ``size``, in place."""
-        with paddle.no_grad():
-            embedding = resized_embedding(self.frequency_embedding, *size)
-            for block in self.blocks:
-                block.hco = FoldedHeatConduction2D(block.hco, block.hco.decay(embedding))
-        self.frequency_embedding = None
-
-    def fast_form(self) -> nn.Layer:
-        return become(self, FastStage)
-
-
-class FastStage(Stage):
-    """Gives the embedding as it is to its operators, which keep the decay of every size."""
-
-    def embedding_for(self, x: Tensor) -> Tensor | None:
-        return (
-            self.frequency_embedding
-            if paddle.in_dynamic_mode() and not paddle.is_grad_enabled()
-            else Stage.embedding_for(self, x)
-        )
 
 
 class VHeat(nn.Layer):

@@ -274,7 +274,7 @@ class HeatConduction2D(nn.Layer):
         both = self._project(x if self.data_format == "NCHW" else x.transpose([0, 3, 1, 2]))
         heat, gate = both[..., : self.channels], both[..., self.channels :]
         heat = self.out_norm(self._conduct_heat(heat, decay))
-        out = self._mix(heat * F.silu(gate))
+        out = apply_linear(self.out_linear, heat * F.silu(gate))
         return out if self.data_format == "NHWC" else out.transpose([0, 3, 1, 2])
 
     def _conduct_heat(self, heat: Tensor, decay: Tensor) -> Tensor:
@@ -284,10 +284,11 @@ class HeatConduction2D(nn.Layer):
             return conduct_heat(_wide(heat), decay).astype(heat.dtype)
 
     def _project(self, x: Tensor) -> Tensor:
-        return self.linear(self.dwconv(x).transpose([0, 2, 3, 1]))
+        return depthwise_then_linear(self.dwconv, self.linear, x)
 
-    def _mix(self, x: Tensor) -> Tensor:
-        return self.out_linear(x)
+    def folded(self, frequency_embedding: Tensor, size: tuple[int, int]) -> nn.Layer:
+        """The operator for maps of one size, with a constant decay."""
+        return FoldedHeatConduction2D(self, self.decay(resized_embedding(frequency_embedding, *size)))
 
     def fast_form(self) -> nn.Layer:
         """See :mod:`paddle_vheat.ops.fold`."""
@@ -329,12 +330,6 @@ class FastHeatConduction2D(HeatConduction2D):
     def _decays(self) -> LRU:
         return self.__dict__.setdefault("_kept", LRU(KEPT_VALUES))
 
-    def _project(self, x: Tensor) -> Tensor:
-        return depthwise_then_linear(self.dwconv, self.linear, x)
-
-    def _mix(self, x: Tensor) -> Tensor:
-        return apply_linear(self.out_linear, x)
-
     def frozen(self) -> nn.Layer:
         """See :mod:`paddle_vheat.ops.fold`."""
         if len(self._decays.items) != 1 or "_unkept" in vars(self):
@@ -352,7 +347,7 @@ class FoldedHeatConduction2D(nn.Layer):
     """
 
     conduct, _conduct_heat = HeatConduction2D.conduct, HeatConduction2D._conduct_heat
-    _project, _mix = FastHeatConduction2D._project, FastHeatConduction2D._mix
+    _project = HeatConduction2D._project
     _conduct_evaluated = FastHeatConduction2D._conduct_evaluated
 
     def __init__(self, hco: HeatConduction2D, decay: Tensor) -> None:
