@@ -19,8 +19,6 @@ class DropPath(nn.Layer):
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= rate < 1.0:
-            raise ValueError(f"DropPath: the rate must be in [0, 1), got {rate}")
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,9 +34,6 @@ class DropPath(nn.Layer):
         if not self._drops():
             return paddle.ones(shape, x.dtype)
         return (paddle.floor(paddle.rand(shape) + keep) / keep).astype(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate}"
 
 
 class ChannelsLastConv2D(nn.Conv2D):
@@ -92,8 +87,7 @@ class SharedEmbedding(nn.Layer):
 def init_linear(layer: nn.Linear) -> None:
     """Truncated normal (std 0.02) weight, zero bias."""
     published_normal()(layer.weight)
-    if layer.bias is not None:
-        nn.initializer.Constant(0.0)(layer.bias)
+    nn.initializer.Constant(0.0)(layer.bias)
 
 
 def init_uniform(weight: Any, bias: Any, fan_in: int) -> None:
@@ -109,10 +103,14 @@ def init_uniform(weight: Any, bias: Any, fan_in: int) -> None:
         uniform(bias)
 
 
-def init_conv(layer: nn.Conv2D) -> None:
-    """:func:`init_uniform` for a convolution."""
-    _, channels_per_group, height, width = layer.weight.shape
-    init_uniform(layer.weight, layer.bias, channels_per_group * height * width)
+def init_layers(model: nn.Layer) -> None:
+    """:func:`init_linear` for all linear layers of a model, :func:`init_uniform` for all convolutions."""
+    for layer in model.sublayers():
+        if isinstance(layer, nn.Linear):
+            init_linear(layer)
+        elif isinstance(layer, nn.Conv2D):
+            _, channels_per_group, height, width = layer.weight.shape
+            init_uniform(layer.weight, layer.bias, channels_per_group * height * width)
 
 
 def spatial_size(x: Tensor) -> Any:

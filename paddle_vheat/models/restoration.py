@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat._paddle import F, nn, paddle
-from paddle_vheat.models.layers import ChannelsLastConv2D, DropPath, SharedEmbedding, init_conv, init_linear
+from paddle_vheat.models.layers import ChannelsLastConv2D, DropPath, SharedEmbedding, init_layers
 from paddle_vheat.models.registry import register_model
 from paddle_vheat.models.vheat import MLP, check_parameter_count
 from paddle_vheat.ops import HeatConduction2D
@@ -219,11 +219,7 @@ class RestorationNet(nn.Layer):
         self.norm = nn.LayerNorm(width, epsilon=1e-5)
         self.conv_after_body = ChannelsLastConv2D(width, width)
         self.conv_last = ChannelsLastConv2D(width, in_channels)
-        for layer in self.sublayers():
-            if isinstance(layer, nn.Linear):
-                init_linear(layer)
-            elif isinstance(layer, nn.Conv2D):
-                init_conv(layer)
+        init_layers(self)
 
     def forward(self, image: Tensor) -> Tensor:
         if image.ndim != 4 or known_size(image, 1) not in (None, self.in_channels):

@@ -14,7 +14,7 @@ from typing import Any
 
 from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import PADDLE_2, F, nn, paddle
-from paddle_vheat.models.layers import DropPath, SharedEmbedding, init_conv, init_linear, init_uniform
+from paddle_vheat.models.layers import DropPath, SharedEmbedding, init_layers, init_uniform
 from paddle_vheat.ops import HeatConduction2D, fold
 from paddle_vheat.ops.dct import check_products, dtype_name, known_size
 from paddle_vheat.ops.fold import int_pair
@@ -254,24 +254,16 @@ class VHeat(nn.Layer):
             from paddle_vheat.models.ablation import ablate
 
             ablate(self, ablation)
-        self.set_recompute(recompute)
+        for stage in self.stages:
+            stage.recompute = recompute
         self._init_weights()
 
     def _init_weights(self) -> None:
-        for layer in self.sublayers():
-            if isinstance(layer, nn.Linear):
-                init_linear(layer)
-            elif isinstance(layer, nn.Conv2D):
-                init_conv(layer)
+        init_layers(self)
         for layer in self.sublayers():
             if isinstance(layer, MLP):  # published as 1x1 convolutions, which keep their own initialisation
                 for linear in (layer.fc1, layer.fc2):
                     init_uniform(linear.weight, linear.bias, linear.weight.shape[0])
-
-    def set_recompute(self, enable: bool = True) -> None:
-        """Switch gradient checkpointing of the blocks on or off."""
-        for stage in self.stages:
-            stage.recompute = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the published recipe does not decay: 1-D ones (norms, biases, scales)."""
@@ -320,7 +312,7 @@ class VHeat(nn.Layer):
             outputs.append(x)
         return outputs
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:
         """The NCHW maps of ``out_indices``, normalised if the backbone has output norms."""
         maps = self.forward_stages(x)
         indices = [i for i in self.out_indices if i < len(maps)]
@@ -328,8 +320,7 @@ class VHeat(nn.Layer):
             return [getattr(self, f"outnorm{i}")(maps[i]).transpose([0, 3, 1, 2]) for i in indices]
         return [maps[i].transpose([0, 3, 1, 2]) for i in indices]
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return self.forward_features(x)
+    forward_features = forward
 
     def fold_for(self, size: tuple[int, int]) -> None:
         """See :mod:`paddle_vheat.ops.fold`."""
