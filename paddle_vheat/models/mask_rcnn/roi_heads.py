@@ -82,12 +82,15 @@ class RoIHead(nn.Layer):
         self.box_head = BoxHead(channels, fc_channels, num_classes)
         self.mask_head = MaskHead(channels, num_classes)
 
-    def classify(self, pyramid: Sequence[Tensor], boxes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (n, num_classes + 1), logits, and deltas (n, 4 * num_classes) of boxes (n, 4), float32."""
+    def classify(self, pyramid: Sequence[Tensor], boxes: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores (n, num_classes + 1), logits with the background last, and deltas (n, 4 * num_classes), float32.
+
+        Arguments as of :func:`roi_features`.
+        """
         scores, deltas = self.box_head(roi_features(pyramid, boxes, counts, BOX_SIZE))
         return scores.astype("float32"), deltas.astype("float32")
 
-    def segment(self, pyramid: Sequence[Tensor], boxes: Tensor, counts: Tensor, labels: Tensor) -> Tensor:
+    def segment(self, pyramid: Sequence[Tensor], boxes: Tensor, labels: Tensor, counts: Tensor | None = None) -> Tensor:
         """Mask logits (n, 28, 28) float32 of boxes (n, 4) for their classes (n,)."""
         logits = self.mask_head(roi_features(pyramid, boxes, counts, MASK_SIZE))
         return logits_of_class(logits, labels).astype("float32")
@@ -126,7 +129,7 @@ class RoIHead(nn.Layer):
         said = paddle.gather(deltas.reshape([-1, 4]), positive * self.num_classes + labels)
         losses["loss_bbox"] = (said - wanted).abs().sum() / deltas.shape[0]
         counts = paddle.to_tensor([choice["owners"].shape[0] for choice in chosen], "int32")
-        logits = self.segment(pyramid, boxes, counts, labels)
+        logits = self.segment(pyramid, boxes, labels, counts)
         return {**losses, "loss_mask": F.binary_cross_entropy_with_logits(logits, masks)}
 
     def _sample(self, proposals: Tensor, target: dict[str, Any], samples: int, sampler: Sampler) -> dict[str, Tensor]:

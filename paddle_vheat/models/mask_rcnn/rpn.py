@@ -48,10 +48,6 @@ def _by_anchor(level: Tensor, values: int) -> Tensor:
     return ordered.reshape([0 if batch is None else batch, -1, values])
 
 
-def _anchors(level: Tensor, stride: int) -> Tensor:
-    return grid_anchors(size_of(level, 2), size_of(level, 3), stride)
-
-
 def _best(scores: Tensor, count: int) -> Tensor:
     """Indices of the ``count`` best of scores (n,), or of all."""
     n = size_of(scores, 0)
@@ -75,8 +71,7 @@ def select_proposals(
         For each image boxes (n, 4), best first, with n from 1 to ``count``: if no box has a positive area (which
         untrained weights may bring about), one without area is given.
     """
-    strides = STRIDES[: len(scores)]
-    anchors = [_anchors(level, stride) for level, stride in zip(scores, strides)]
+    anchors = [grid_anchors(size_of(level, 2), size_of(level, 3), stride) for level, stride in zip(scores, STRIDES)]
     probabilities = [F.sigmoid(_by_anchor(level, 1).squeeze(2)) for level in scores]
     offsets = [_by_anchor(level, 4) for level in deltas]
     return [

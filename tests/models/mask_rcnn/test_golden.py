@@ -63,7 +63,7 @@ def test_pyramid_and_rpn(model, data, pyramids, case):
         for i, feature in enumerate(pyramids[case]):
             every_second = case == "b" and i == 0
             close(feature[:, ::2] if every_second else feature, data[f"{case}/fpn{i}"], MAPS)
-        scores, deltas = model.rpn_outputs(pyramids[case])
+        scores, deltas = model.rpn_head(pyramids[case])
         for i in range(5):
             close(scores[i], data[f"{case}/rpn_cls{i}"])
             close(deltas[i], data[f"{case}/rpn_reg{i}"])
@@ -82,7 +82,7 @@ def test_roi_heads(model, data, pyramids, case):
         for features in (_by_operator(maps, boxes, counts, 7), _by_products(maps, boxes.numpy(), counts.tolist(), 7)):
             close(features[:4], data[f"{case}/roi_feat_first"])
             close(features.mean(axis=[2, 3]), data[f"{case}/roi_feat_mean"])
-        scores, deltas = model.roi_outputs(pyramids[case], boxes, counts)
+        scores, deltas = model.roi_head.classify(pyramids[case], boxes, counts)
     close(scores, data[f"{case}/cls_score"])
     close(deltas, data[f"{case}/bbox_pred"])
 
@@ -97,8 +97,8 @@ def test_boxes_on_every_level_and_beyond_the_edges(model, data, pyramids, case):
         maps = pyramids[case][:4]
         for features in (_by_operator(maps, boxes, counts, 7), _by_products(maps, boxes.numpy(), counts.tolist(), 7)):
             close(features[:, ::4], data[f"{case}/fixed_roi_feat"][order])
-        scores, deltas = model.roi_outputs(pyramids[case], boxes, counts)
-        masks = model.mask_logits(pyramids[case], boxes, labels, counts)
+        scores, deltas = model.roi_head.classify(pyramids[case], boxes, counts)
+        masks = model.roi_head.segment(pyramids[case], boxes, labels, counts)
     close(scores, data[f"{case}/fixed_cls_score"][order])
     close(deltas, data[f"{case}/fixed_bbox_pred"][order])
     close(masks, data[f"{case}/fixed_mask_logits_class2"][order])

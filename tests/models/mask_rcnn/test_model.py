@@ -96,14 +96,14 @@ def test_numpy_equals_paddle_between_the_networks(model, case):
     expected = model.predict(images, sizes)[0]
     with paddle.no_grad():
         pyramid = model.forward_features(images)
-        scores, deltas = model.rpn_outputs(pyramid)
+        scores, deltas = model.rpn_head(pyramid)
         proposals = model.proposals(scores, deltas, sizes)[0].numpy()
         size = tuple(sizes.tolist()[0])
         levels = [[level[0].numpy() for level in outputs] for outputs in (scores, deltas)]
         boxes, probabilities = detection_ops.select_proposals(*levels, size, 200, 60)
         assert np.abs(boxes - proposals).max() < 1e-3  # float32 pixels
         assert np.abs(probabilities - data[f"{case}/proposals0"][:, 4]).max() < 1e-4
-        said = [tensor.numpy() for tensor in model.roi_outputs(pyramid, paddle.to_tensor(boxes))]
+        said = [tensor.numpy() for tensor in model.roi_head.classify(pyramid, paddle.to_tensor(boxes))]
     for found, name in zip(detection_ops.select_detections(boxes, *said, size), ("boxes", "scores", "labels")):
         assert found.shape == tuple(expected[name].shape)
         assert found.dtype == expected[name].numpy().dtype
