@@ -84,10 +84,11 @@ class SharedEmbedding(nn.Layer):
         return self
 
 
-def init_linear(layer: nn.Linear) -> None:
-    """Truncated normal (std 0.02) weight, zero bias."""
-    published_normal()(layer.weight)
+def init_layer(layer: Any, weight: Any) -> Any:
+    """The layer, its weight filled by the initializer ``weight``, its bias with zeros."""
+    weight(layer.weight)
     nn.initializer.Constant(0.0)(layer.bias)
+    return layer
 
 
 def init_uniform(weight: Any, bias: Any, fan_in: int) -> None:
@@ -104,10 +105,10 @@ def init_uniform(weight: Any, bias: Any, fan_in: int) -> None:
 
 
 def init_layers(model: nn.Layer) -> None:
-    """:func:`init_linear` for all linear layers of a model, :func:`init_uniform` for all convolutions."""
+    """:func:`published_normal` for all linear layers of a model, :func:`init_uniform` for all convolutions."""
     for layer in model.sublayers():
         if isinstance(layer, nn.Linear):
-            init_linear(layer)
+            init_layer(layer, published_normal())
         elif isinstance(layer, nn.Conv2D):
             _, channels_per_group, height, width = layer.weight.shape
             init_uniform(layer.weight, layer.bias, channels_per_group * height * width)

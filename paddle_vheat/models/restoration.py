@@ -255,16 +255,11 @@ def build_vheat_ir(
     img_range: float = 1.0,
 ) -> RestorationNet:
     """vHeatIR; the defaults are SwinIR's published ones. See :class:`RestorationNet` for the arguments."""
-    return RestorationNet(
-        lambda i: HeatConduction2D(width, float32_transform=True),
-        in_channels,
-        width,
-        depths,
-        mlp_ratio,
-        drop_path_rate,
-        img_range,
-        freq_size,
-    )
+
+    def heat(i: int) -> HeatConduction2D:
+        return HeatConduction2D(width, float32_transform=True)
+
+    return RestorationNet(heat, in_channels, width, depths, mlp_ratio, drop_path_rate, img_range, freq_size)
 
 
 def build_swin_ir(

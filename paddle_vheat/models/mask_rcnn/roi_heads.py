@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat.models.layers import init_layer
 from paddle_vheat.models.mask_rcnn.assign import Sampler, assign, sample
 from paddle_vheat.models.mask_rcnn.boxes import decode, encode, grouped_nms, iou
-from paddle_vheat.models.mask_rcnn.fpn import init_layer
 from paddle_vheat.models.mask_rcnn.masks import mask_targets
 from paddle_vheat.models.mask_rcnn.roi_align import roi_features
 from paddle_vheat.ops.dct import size_of
@@ -66,13 +66,6 @@ class MaskHead(nn.Layer):
         return self.classifier(F.relu(self.upsample(x)))
 
 
-def logits_of_class(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of mask logits (n, num_classes, h, w) those of one class each, labels (n,) int64: (n, h, w)."""
-    _, classes, height, width = logits.shape
-    first = paddle.arange(0, size_of(labels, 0), 1, dtype="int64") * classes
-    return paddle.gather(logits.reshape([-1, height, width]), first + labels)
-
-
 class RoIHead(nn.Layer):
     """Box head and mask head on the features of boxes."""
 
@@ -93,7 +86,9 @@ class RoIHead(nn.Layer):
     def segment(self, pyramid: Sequence[Tensor], boxes: Tensor, labels: Tensor, counts: Tensor | None = None) -> Tensor:
         """Mask logits (n, 28, 28) float32 of boxes (n, 4) for their classes (n,)."""
         logits = self.mask_head(roi_features(pyramid, boxes, counts, MASK_SIZE))
-        return logits_of_class(logits, labels).astype("float32")
+        _, classes, height, width = logits.shape
+        first = paddle.arange(0, size_of(labels, 0), 1, dtype="int64") * classes
+        return paddle.gather(logits.reshape([-1, height, width]), first + labels).astype("float32")
 
     def losses(
         self,

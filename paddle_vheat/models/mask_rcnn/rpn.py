@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat.models.layers import init_layer
 from paddle_vheat.models.mask_rcnn.anchors import RATIOS, STRIDES, are_inside, grid_anchors
 from paddle_vheat.models.mask_rcnn.assign import Sampler, assign, sample
 from paddle_vheat.models.mask_rcnn.boxes import decode, encode, grouped_nms, iou
-from paddle_vheat.models.mask_rcnn.fpn import init_layer
 from paddle_vheat.ops.dct import known_size, size_of
 
 Tensor = Any
