@@ -17,7 +17,7 @@ from paddle_vheat.models.mask_rcnn import MaskRCNN
 from paddle_vheat.models.upernet import UPerNet
 from paddle_vheat.models.vheat import VARIANTS, VHeat, stage_sizes
 from paddle_vheat.ops import fold
-from paddle_vheat.weights.key_map import convert_state
+from paddle_vheat.weights.key_map import convert_state, is_state
 from paddle_vheat.weights.loading import EMBEDDING_SUFFIX, LoadReport, load_state
 from paddle_vheat.weights.torch_file import read_torch_file
 
@@ -48,23 +48,15 @@ class Published:
         return self.backbone["img_size"]
 
 
-def _is_state(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(k, str) and isinstance(v, np.ndarray) for k, v in value.items())
-    )
-
-
 def _pick_state(content: Any, ema: bool, path: Path) -> tuple[str, dict[str, np.ndarray], dict[str, str]]:
     """The weights in a checkpoint, and what else it holds."""
     if not isinstance(content, Mapping):
         raise ConversionError(f"{path}: expected a dict, got {type(content).__name__}")
-    if _is_state(content):
+    if is_state(content):
         if ema:
             raise ConversionError(f"{path}: holds one set of weights only; there is no average (--ema) in it")
         return "plain", dict(content), {}
-    found = {key: value for key, value in content.items() if _is_state(value)}
+    found = {key: value for key, value in content.items() if is_state(value)}
     order = ("model_ema", "ema_state_dict") if ema else ("model", "state_dict")
     for key in order:
         if key in found:

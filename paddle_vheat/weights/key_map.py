@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -76,6 +77,15 @@ def our_name(published: str) -> str | None:
 _LINEAR = re.compile(
     r".*\.(linear|to_k|out_linear|fc1|fc2)\.weight|head\.weight|roi_head\.box_head\.(scores|deltas)\.weight"
 )
+
+
+def is_state(value: Any) -> bool:
+    """Whether this is a state dict: named arrays and nothing else."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, np.ndarray) for k, v in value.items())
+    )
 
 
 def convert_state(

@@ -16,7 +16,7 @@ import numpy as np
 
 from paddle_vheat.errors import UserError
 from paddle_vheat.weights import key_map
-from paddle_vheat.weights.key_map import renamed
+from paddle_vheat.weights.key_map import is_state, renamed
 from paddle_vheat.weights.loading import LoadReport, load_state
 from paddle_vheat.weights.torch_file import read_torch_file
 
@@ -54,11 +54,7 @@ def _states(content: Any) -> dict[str, Mapping[str, np.ndarray]]:
     if not isinstance(content, Mapping):
         return {}
     found = {"params": content.get("params"), "params_ema": content.get("params_ema"), "": content}
-    return {
-        key: state
-        for key, state in found.items()
-        if isinstance(state, Mapping) and state and all(isinstance(v, np.ndarray) for v in state.values())
-    }
+    return {key: state for key, state in found.items() if is_state(state)}
 
 
 def _pick_state(content: Any, path: str | Path, ema: bool = False) -> Mapping[str, np.ndarray]:
