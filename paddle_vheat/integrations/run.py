@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddle_vheat.config import did_you_mean
+from paddle_vheat._arguments import did_you_mean
 
 LIBRARIES = ("paddleclas", "paddledet", "paddleseg")
 _HERE = str(Path(__file__).resolve().parent)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from paddle_vheat._arguments import did_you_mean
 from paddle_vheat.models.classifier import VHeatClassifier
 from paddle_vheat.models.vheat import VARIANTS, Variant, VHeat, size_pair
 
@@ -37,9 +37,7 @@ def list_models(filter: str = "*") -> list[str]:
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> str:
     """Message for a misspelt name: what was asked, the nearest that exists, and all that exist."""
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})"
+    return f"unknown {kind} {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})"
 
 
 def create_model(name: str, *, pretrained: str | Path | bool | None = None, **options: Any) -> Any:
