@@ -30,8 +30,6 @@ SPECTRA = ("full", "k_fixed", "k_scalar", "k_channel", "k_mode", "k_content", "d
 ALIGNMENTS = ("bicubic", "zero_pad", "k_bicubic", "k_zero_pad")
 """How a frequency embedding (or k, made at the embedding's own size) is brought to another size."""
 
-_WITHOUT_TO_K = ("k_fixed", "k_scalar", "k_channel", "k_mode", "dct_filter", "fft_filter")
-
 
 @dataclass(frozen=True)
 class Ablation:
@@ -125,7 +123,7 @@ class AblatedHeat(HeatConduction2D):
         super().__init__(channels)
         self.ablation, self.size = ablation, size
         spectrum = ablation.spectrum
-        if spectrum in _WITHOUT_TO_K:
+        if spectrum not in ("full", "k_content"):
             del self.to_k
         if not ablation.gate:
             self.linear = nn.Linear(channels, channels)

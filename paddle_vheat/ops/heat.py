@@ -364,8 +364,7 @@ class FoldedHeatConduction2D(nn.Layer):
     def decay_for(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
         return self.decay
 
-    def kept_decay(self, x: Tensor, frequency_embedding: Tensor | None) -> Tensor:
-        return self.decay
+    kept_decay = decay_for
 
     def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
         return self._conduct_evaluated(x, self.decay)

@@ -180,8 +180,6 @@ def _as_tensors(target: Mapping[str, Any]) -> dict[str, Any]:
 
 
 MODELS = {f"mask_rcnn_{name}": name for name in VARIANTS}
-# Stochastic depth of the published 1x schedules; the 3x ones of tiny and small have 0.2 and 0.4.
-DROP_PATH_RATES = {"vheat_tiny": 0.1, "vheat_small": 0.3, "vheat_base": 0.5}
 
 
 def build_mask_rcnn(
@@ -199,8 +197,8 @@ def build_mask_rcnn(
     Args:
         variant: one of ``MODELS``, such as ``mask_rcnn_vheat_tiny``.
         num_classes, channels, fc_channels, selection: see :class:`MaskRCNN`.
-        img_size, drop_path_rate, recompute: see :class:`paddle_vheat.models.VHeat`; None takes the rate of the
-            published 1x schedule.
+        img_size, drop_path_rate, recompute: see :class:`paddle_vheat.models.VHeat`; None takes the variant's rate,
+            which is also that of the published 1x schedule (the 3x ones of tiny and small have 0.2 and 0.4).
 
     Raises:
         ValueError: for an unknown name.
@@ -208,6 +206,7 @@ def build_mask_rcnn(
     if variant not in MODELS:
         raise ValueError(f"build_mask_rcnn: {unknown_name('model', variant, list(MODELS))}")
     options = asdict(VARIANTS[MODELS[variant]])
-    options["drop_path_rate"] = DROP_PATH_RATES[MODELS[variant]] if drop_path_rate is None else drop_path_rate
+    if drop_path_rate is not None:
+        options["drop_path_rate"] = drop_path_rate
     backbone = VHeat(**options, img_size=img_size, recompute=recompute, out_norms=True)
     return MaskRCNN(num_classes, backbone, channels, fc_channels, selection)
