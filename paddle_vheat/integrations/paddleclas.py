@@ -18,7 +18,6 @@ import logging
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -170,9 +169,8 @@ def _build(name: str, pretrained: Any, use_ssld: bool, arguments: dict[str, Any]
             f"{arch}: pretrained must be False, True, 'imagenet', an address or the path of a checkpoint, got "
             f"{pretrained!r}"
         )
-    settings = {key: value for key, value in arguments.items() if value is not None}
-    class_num = settings.pop("class_num", None)
-    model = VHeatArch(1000 if class_num is None else class_num, **{**asdict(VARIANTS[name]), **settings})
+    class_num = arguments.pop("class_num", None)
+    model = VHeatArch(1000 if class_num is None else class_num, **VARIANTS[name].options(**arguments))
     if pretrained in (None, False):
         return model
     path = local_file(pretrained, name)

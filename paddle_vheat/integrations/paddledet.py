@@ -10,7 +10,6 @@ two-stage detector. ``docs/detection.md`` has a configuration.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from ppdet.core.workspace import register, serializable
@@ -76,7 +75,7 @@ def _variant(name: str, schedule_rate: float) -> type[_Backbone]:
             recompute: bool = False,
         ) -> None:
             options = {"img_size": img_size, "drop_path_rate": drop_path_rate, "recompute": recompute}
-            super().__init__(pretrained, **{**asdict(VARIANTS[name]), **options})
+            super().__init__(pretrained, **VARIANTS[name].options(**options))
 
     Variant.__name__ = Variant.__qualname__ = name.replace("vheat", "vHeat")
     Variant.__doc__ = f"The published {name} backbone; the stochastic depth is that of its 1x schedule."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import inspect
 from collections.abc import Callable, Sequence
@@ -125,10 +124,8 @@ def _vheat(name: str, variant: Variant) -> Callable[..., Any]:
         recompute: bool = False,
         ablation: Any = None,
     ) -> Any:
-        options = dataclasses.asdict(variant)
-        if drop_path_rate is not None:
-            options["drop_path_rate"] = drop_path_rate
-        options.update(img_size=img_size, in_channels=in_channels, recompute=recompute, ablation=ablation)
+        settings = {"in_channels": in_channels, "recompute": recompute, "ablation": ablation}
+        options = variant.options(img_size=img_size, drop_path_rate=drop_path_rate, **settings)
         if features_only:
             model: Any = VHeat(out_norms=False, out_indices=out_indices, **options)
         else:

@@ -9,7 +9,7 @@ layers and both passes of the DCT then work on the memory as it lies; only convo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from paddle_vheat._arguments import check_integer
@@ -36,6 +36,10 @@ class Variant:
     post_norm: bool
     layer_scale: float | None
     drop_path_rate: float  # of the ImageNet recipe
+
+    def options(self, **changes: Any) -> dict[str, Any]:
+        """Arguments of :class:`VHeat`; a change that is None is none."""
+        return {**asdict(self), **{name: value for name, value in changes.items() if value is not None}}
 
 
 # ImageNet-1k top-1 82.2, 83.6 and 83.9 (84.0 in the paper) at 224 x 224. The paper's table prints

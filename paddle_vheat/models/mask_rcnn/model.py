@@ -7,7 +7,7 @@ mmdetection 3.3.0, whose results this one equals (``tests/models/mask_rcnn``); t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -205,8 +205,6 @@ def build_mask_rcnn(
     """
     if variant not in MODELS:
         raise ValueError(f"build_mask_rcnn: {unknown_name('model', variant, list(MODELS))}")
-    options = asdict(VARIANTS[MODELS[variant]])
-    if drop_path_rate is not None:
-        options["drop_path_rate"] = drop_path_rate
-    backbone = VHeat(**options, img_size=img_size, recompute=recompute, out_norms=True)
+    options = VARIANTS[MODELS[variant]].options(drop_path_rate=drop_path_rate, img_size=img_size, recompute=recompute)
+    backbone = VHeat(**options, out_norms=True)
     return MaskRCNN(num_classes, backbone, channels, fc_channels, selection)
