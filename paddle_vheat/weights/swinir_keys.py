@@ -53,7 +53,7 @@ def _states(content: Any) -> dict[str, Mapping[str, np.ndarray]]:
     """The sets of weights in a checkpoint, by the key that they are under; "" for a bare one."""
     if not isinstance(content, Mapping):
         return {}
-    found = {"params": content.get("params"), "params_ema": content.get("params_ema"), "": content}
+    found: dict[str, Any] = {"params": content.get("params"), "params_ema": content.get("params_ema"), "": content}
     return {key: state for key, state in found.items() if is_state(state)}
 
 

@@ -116,7 +116,8 @@ class MaskRCNN(nn.Layer):
 
     def detect(self, pyramid: Sequence[Tensor], sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """For each image boxes (m, 4), probabilities (m,) and labels (m,); see :func:`select_detections`."""
-        proposals = self.proposals(*self.rpn_head(pyramid), sizes)
+        scores, deltas = self.rpn_head(pyramid)
+        proposals = self.proposals(scores, deltas, sizes)
         counts = paddle.concat([paddle.shape(boxes)[:1].astype("int32") for boxes in proposals])
         scores, deltas = self.roi_head.classify(pyramid, paddle.concat(proposals), counts)
         detections, end, sizes, options = [], 0, sizes.astype("float32"), self.selection
