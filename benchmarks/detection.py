@@ -77,7 +77,7 @@ def stages(model: Any, image: Any, size: Any) -> dict[str, Callable[[dict[str, A
         return select_detections(at["proposals"], *at["boxes"], size[0], *limits)
 
     def masks(at: dict[str, Any]) -> Any:
-        return model.mask_logits(at["pyramid"], at["detections"][0], at["detections"][2])
+        return model.roi_head.segment(at["pyramid"], at["detections"][0], at["detections"][2])
 
     def paste(at: dict[str, Any]) -> Any:
         sides = int(size[0, 0]), int(size[0, 1])
@@ -87,9 +87,9 @@ def stages(model: Any, image: Any, size: Any) -> dict[str, Callable[[dict[str, A
     return {
         "backbone": lambda at: model.backbone(image),
         "pyramid": lambda at: model.neck(at["backbone"]),
-        "rpn": lambda at: model.rpn_outputs(at["pyramid"]),
+        "rpn": lambda at: model.rpn_head(at["pyramid"]),
         "proposals": lambda at: model.proposals(*at["rpn"], size)[0],
-        "boxes": lambda at: model.roi_outputs(at["pyramid"], at["proposals"]),
+        "boxes": lambda at: model.roi_head.classify(at["pyramid"], at["proposals"]),
         "detections": detect,
         "masks": masks,
         "paste": paste,

@@ -72,8 +72,8 @@ def attention(x: Any, weights: list[Any]) -> Any:
 
 def measure_operator(job: dict[str, Any]) -> dict[str, float]:
     """Milliseconds and peak memory beyond the inputs (MiB) of one token mixer on a map of ``side`` x ``side``."""
-    from paddle_vheat.models.vheat import FoldedHeatConduction2D
     from paddle_vheat.ops import HeatConduction2D
+    from paddle_vheat.ops.heat import FoldedHeatConduction2D
 
     paddle.seed(0)
     side = job["side"]

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from paddle_vheat.errors import UserError
+
+
+def did_you_mean(name: Any, known: Iterable[Any]) -> str:
+    """'; did you mean X?' if something known is near, else an empty string."""
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from paddle_vheat._arguments import did_you_mean
 from paddle_vheat.errors import ConfigError, UserError
-
-
-def did_you_mean(name: Any, known: Iterable[Any]) -> str:
-    """'; did you mean X?' if something known is near, else an empty string."""
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def unknown_keys(block: Iterable[Any], known: Iterable[str], where: str = "") -> list[str]:

@@ -157,16 +157,6 @@ def _returned_layers(stages: Any, patterns: Any) -> list[str]:
     return [STAGES[i] for i in indices]
 
 
-def _load(model: VHeatArch, path: str | Path, replace_head: bool) -> LoadReport:
-    """Fill a classifier strictly; with ``replace_head`` the file may be of another number of classes."""
-    report = load_classifier(model, path) if replace_head else load_weights(model, path)
-    if "head.weight" not in report.loaded:
-        _log.warning(f"{path} is not of {model.num_classes} classes, so the head is newly initialised: {report}")
-    else:
-        _log.info(f"{path}: {report}")
-    return report
-
-
 def _build(name: str, pretrained: Any, use_ssld: bool, arguments: dict[str, Any]) -> VHeatArch:
     arch = name.replace("vheat", "vHeat")
     for argument in arguments:
@@ -179,20 +169,16 @@ def _build(name: str, pretrained: Any, use_ssld: bool, arguments: dict[str, Any]
             f"{arch}: pretrained must be False, True, 'imagenet', an address or the path of a checkpoint, got "
             f"{pretrained!r}"
         )
-    variant = VARIANTS[name]
-    settings = {key: value for key, value in arguments.items() if value is not None}
-    class_num = settings.pop("class_num", None)
-    settings.setdefault("drop_path_rate", variant.drop_path_rate)
-    model = VHeatArch(
-        1000 if class_num is None else class_num,
-        embed_dim=variant.embed_dim,
-        depths=variant.depths,
-        post_norm=variant.post_norm,
-        layer_scale=variant.layer_scale,
-        **settings,
-    )
-    if pretrained not in (None, False):
-        model.load_report = _load(model, local_file(pretrained, name), replace_head=class_num is not None)
+    class_num = arguments.pop("class_num", None)
+    model = VHeatArch(1000 if class_num is None else class_num, **VARIANTS[name].options(**arguments))
+    if pretrained in (None, False):
+        return model
+    path = local_file(pretrained, name)
+    report = model.load_report = load_weights(model, path) if class_num is None else load_classifier(model, path)
+    if "head.weight" not in report.loaded:
+        _log.warning(f"{path} is not of {model.num_classes} classes, so the head is newly initialised: {report}")
+    else:
+        _log.info(f"{path}: {report}")
     return model
 
 

@@ -9,9 +9,7 @@ two-stage detector. ``docs/detection.md`` has a configuration.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from ppdet.core.workspace import register, serializable
@@ -23,10 +21,8 @@ from ppdet.modeling.shape_spec import ShapeSpec
 from paddle_vheat._paddle import PADDLE_2, paddle
 from paddle_vheat.models.vheat import VARIANTS, VHeat
 from paddle_vheat.weights.download import local_file
+from paddle_vheat.weights.key_map import renamed
 from paddle_vheat.weights.loading import load_backbone
-
-STRIDES = (4, 8, 16, 32)
-
 
 # --- backbones --------------------------------------------------------------------------------------
 
@@ -46,7 +42,7 @@ class _Backbone(VHeat):
 
     @property
     def out_shape(self) -> list[Any]:
-        return [ShapeSpec(channels=width, stride=stride) for width, stride in zip(self.feat_channels, STRIDES)]
+        return [ShapeSpec(channels=info["num_chs"], stride=info["reduction"]) for info in self.feature_info]
 
 
 # PaddleDetection reads the arguments' names off ``__init__``, and calls a module by its class's name.
@@ -79,7 +75,7 @@ def _variant(name: str, schedule_rate: float) -> type[_Backbone]:
             recompute: bool = False,
         ) -> None:
             options = {"img_size": img_size, "drop_path_rate": drop_path_rate, "recompute": recompute}
-            super().__init__(pretrained, **{**asdict(VARIANTS[name]), **options})
+            super().__init__(pretrained, **VARIANTS[name].options(**options))
 
     Variant.__name__ = Variant.__qualname__ = name.replace("vheat", "vHeat")
     Variant.__doc__ = f"The published {name} backbone; the stochastic depth is that of its 1x schedule."
@@ -119,12 +115,12 @@ if not PADDLE_2:
 
 # --- weights ----------------------------------------------------------------------------------------
 
-# (pattern of our name, PaddleDetection's); {0}, {1} ... are its groups, and the levels of the pyramid begin with 2.
+# (pattern of our name, PaddleDetection's); {0}, {1} ... are its groups.
 _RULES = [
     (r"(backbone\..*)", "{0}"),
     (r"neck\.laterals\.3\.(\w+)", "neck.fpn_inner_res5_sum.{0}"),
-    (r"neck\.laterals\.([012])\.(\w+)", "neck.fpn_inner_res{level}_sum_lateral.{1}"),
-    (r"neck\.outputs\.(\d)\.(\w+)", "neck.fpn_res{level}_sum.{1}"),
+    *((rf"neck\.laterals\.{i}\.(\w+)", f"neck.fpn_inner_res{i + 2}_sum_lateral.{{0}}") for i in range(3)),
+    *((rf"neck\.outputs\.{i}\.(\w+)", f"neck.fpn_res{i + 2}_sum.{{0}}") for i in range(4)),
     (r"rpn_head\.conv\.(\w+)", "rpn_head.rpn_feat.rpn_conv.{0}"),
     (r"rpn_head\.scores\.(\w+)", "rpn_head.rpn_rois_score.{0}"),
     (r"rpn_head\.deltas\.(\w+)", "rpn_head.rpn_rois_delta.{0}"),
@@ -132,26 +128,25 @@ _RULES = [
     (r"roi_head\.box_head\.fc2\.(\w+)", "bbox_head.head.fc7.{0}"),
     (r"roi_head\.box_head\.scores\.(\w+)", "bbox_head.bbox_score.{0}"),
     (r"roi_head\.box_head\.deltas\.(\w+)", "bbox_head.bbox_delta.{0}"),
-    (r"roi_head\.mask_head\.convs\.(\d)\.(\w+)", "mask_head.head.upsample.mask_inter_feat_{feature}.{1}"),
+    *(
+        (rf"roi_head\.mask_head\.convs\.{i}\.(\w+)", f"mask_head.head.upsample.mask_inter_feat_{i + 1}.{{0}}")
+        for i in range(4)
+    ),
     (r"roi_head\.mask_head\.upsample\.(\w+)", "mask_head.head.upsample.conv5_mask.{0}"),
     (r"roi_head\.mask_head\.classifier\.(\w+)", "mask_head.mask_fcn_logits.{0}"),
 ]
 
 
-def paddledet_name(ours: str) -> str:
-    """PaddleDetection's name of a parameter of :class:`paddle_vheat.models.mask_rcnn.MaskRCNN`.
+def to_paddledet(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of a Mask R-CNN of ours under the names of PaddleDetection's ``MaskRCNN``.
 
     Raises:
-        ValueError: for what is none.
+        ValueError: for what is none of its parameters.
     """
-    for pattern, name in _RULES:
-        match = re.fullmatch(pattern, ours)
-        if match:
-            index = int(match[1]) if match[1].isdecimal() else 0
-            return name.format(*match.groups(), level=index + 2, feature=index + 1)
-    raise ValueError(f"no parameter of a Mask R-CNN is called {ours!r}")
-
-
-def to_paddledet(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights of a Mask R-CNN of ours under the names of PaddleDetection's ``MaskRCNN``."""
-    return {paddledet_name(name): value for name, value in state.items()}
+    found = {}
+    for name, value in state.items():
+        theirs = renamed(name, _RULES)
+        if theirs is None:
+            raise ValueError(f"no parameter of a Mask R-CNN is called {name!r}")
+        found[theirs] = value
+    return found

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import paddle_vheat._paddle  # noqa: F401 - before PaddleSeg, so that Paddle's import is quiet
@@ -31,8 +30,9 @@ from paddle_vheat.integrations._paddleseg_patches import apply_patches
 from paddle_vheat.integrations._paddleseg_reading import ReadingTransforms, wrap_dataset
 from paddle_vheat.losses import PixelContrastLoss
 from paddle_vheat.models import VARIANTS, VHeat, contrast, upernet
+from paddle_vheat.weights import LoadReport, load_weights, read_weights
 from paddle_vheat.weights.download import local_file
-from paddle_vheat.weights.loading import LoadReport, load_segmentor, load_state, load_weights, read_weights
+from paddle_vheat.weights.loading import load_backbone, load_segmentor, load_state
 
 __all__ = [
     "APPLIED_PATCHES",
@@ -60,33 +60,6 @@ __all__ = [
 
 APPLIED_PATCHES = apply_patches()
 
-_BACKBONE = "backbone."
-
-
-def load_backbone(backbone: VHeat, path: str | Path) -> LoadReport:
-    """Fill a backbone from a checkpoint of the backbone, a classifier or a segmentor, strictly.
-
-    The output norms may be missing (a classifier has none) and are then newly initialised; the rest of a classifier or
-    segmentor is skipped. Any other missing or unexpected key is an error.
-    """
-    state = read_weights(path)
-    if any(name.startswith(_BACKBONE) for name in state):
-        state = {name[len(_BACKBONE) :]: value for name, value in state.items() if name.startswith(_BACKBONE)}
-    report = load_state(backbone, state, str(path), ("outnorm",))
-    logger.info(f"vHeat backbone from {path}: {report}")
-    return report
-
-
-def _register(registry: Any, component: Any) -> Any:
-    """Add a component of ours; a name that somebody else has taken is left to them, loudly."""
-    name = component.__name__
-    taken = registry.components_dict.get(name)
-    if taken is not None:
-        if getattr(taken, "__module__", None) == component.__module__:
-            return component
-        raise RuntimeError(f"PaddleSeg already has a component {name!r}, from {taken.__module__}")
-    return registry.add_component(component)
-
 
 def vHeat(
     embed_dim: int = 96,
@@ -110,7 +83,8 @@ def vHeat(
         ablation=ablation,
     )  # fmt: skip
     if pretrained:
-        load_backbone(backbone, local_file(pretrained, "vHeat"))
+        path = local_file(pretrained, "vHeat")
+        logger.info(f"vHeat backbone from {path}: {load_backbone(backbone, path)}")
     return backbone
 
 
@@ -164,10 +138,10 @@ UPerNetContrast = _model("UPerNetContrast", contrast.UPerNetContrast, load_segme
 PixelContrastSegmentor = _model("PixelContrastSegmentor", contrast.PixelContrastSegmentor, load_weights)
 
 for _backbone in (vHeat, vHeat_tiny, vHeat_small, vHeat_base):
-    _register(manager.BACKBONES, _backbone)
+    seg_transforms.register(manager.BACKBONES, _backbone)
 for _segmentor in (UPerNetMMSeg, UPerNetContrast, PixelContrastSegmentor):
-    _register(manager.MODELS, _segmentor)
-_register(manager.LOSSES, PixelContrastLoss)
+    seg_transforms.register(manager.MODELS, _segmentor)
+seg_transforms.register(manager.LOSSES, PixelContrastLoss)
 
 
 def load_pretrained(model: Any, path: str) -> None:
@@ -207,18 +181,10 @@ def strict_pretraining() -> Iterator[None]:
         utils.load_pretrained_model = original
 
 
-_REGISTRIES = (
-    manager.MODELS,
-    manager.BACKBONES,
-    manager.DATASETS,
-    manager.TRANSFORMS,
-    manager.LOSSES,
-)
-
-
 def registry() -> dict[str, Any]:
     """Everything that PaddleSeg's registries hold, by name: models, backbones, data sets, transforms, losses."""
-    return {name: part[name] for part in reversed(_REGISTRIES) for name in part.components_dict}
+    parts = manager.LOSSES, manager.TRANSFORMS, manager.DATASETS, manager.BACKBONES, manager.MODELS
+    return {name: component for part in parts for name, component in part.components_dict.items()}
 
 
 def assemble(value: Any, components: Mapping[str, Any], where: str) -> Any:

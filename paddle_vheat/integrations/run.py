@@ -9,21 +9,17 @@ Several processes: ``python -m paddle.distributed.launch`` wants the path of a f
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
-import pkgutil
 import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from paddle_vheat._arguments import did_you_mean
+
+LIBRARIES = ("paddleclas", "paddledet", "paddleseg")
 _HERE = str(Path(__file__).resolve().parent)
-
-
-def libraries() -> list[str]:
-    """The libraries that there is an integration for."""
-    return sorted(m.name for m in pkgutil.iter_modules([_HERE]) if not m.name.startswith("_") and m.name != "run")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,11 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     library, script = (*given, "", "")[:2]
-    known = libraries()
-    if library not in known:
-        near = difflib.get_close_matches(library, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return _refuse(f"no integration for {library!r}{hint} (known: {', '.join(known)})")
+    if library not in LIBRARIES:
+        hint = did_you_mean(library, LIBRARIES)
+        return _refuse(f"no integration for {library!r}{hint} (known: {', '.join(LIBRARIES)})")
     if not os.path.isfile(script):
         return _refuse(f"no such script: {script!r}; expected {library} SCRIPT, and the script's own arguments")
     folder = Path(script).resolve().parent

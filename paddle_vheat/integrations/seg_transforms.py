@@ -15,7 +15,8 @@ import numpy as np
 from paddleseg.cvlibs import manager
 from paddleseg.transforms import Resize
 
-from paddle_vheat.config import did_you_mean
+from paddle_vheat._arguments import check_integer
+from paddle_vheat.models.registry import unknown_name
 
 Data = dict[str, Any]
 
@@ -80,9 +81,7 @@ class RandomRescale:
         self.aspect_range = _range(aspect_range, "RandomRescale: aspect_range")
         self.fit = None if fit is None else _pair(fit, "RandomRescale: fit", int, "[width, height] in pixels")
         if interp not in Resize.interp_dict:
-            known = ", ".join(Resize.interp_dict)
-            hint = did_you_mean(str(interp), Resize.interp_dict)
-            raise ValueError(f"RandomRescale: interp: expected one of {known}, got {interp!r}{hint}")
+            raise ValueError(f"RandomRescale: {unknown_name('interp', interp, list(Resize.interp_dict))}")
         self.interpolation = Resize.interp_dict[interp]
 
     def __call__(self, data: Data) -> Data:
@@ -110,8 +109,7 @@ class RandomBrightnessShift:
     """
 
     def __init__(self, max_shift: int = 10) -> None:
-        if isinstance(max_shift, bool) or not isinstance(max_shift, int) or not 0 <= max_shift <= 255:
-            raise ValueError(f"RandomBrightnessShift: max_shift: expected an integer from 0 to 255, got {max_shift!r}")
+        check_integer("RandomBrightnessShift: max_shift", max_shift, 0, 255)
         self.max_shift = max_shift
 
     def __call__(self, data: Data) -> Data:
@@ -120,15 +118,15 @@ class RandomBrightnessShift:
         return data
 
 
-def _register(transform: type) -> None:
-    """Add a transform of ours; a name that somebody else has taken is an error."""
-    name = transform.__name__
-    taken = manager.TRANSFORMS.components_dict.get(name)
+def register(registry: Any, component: Any) -> None:
+    """Add a component of ours; a name that somebody else has taken is an error."""
+    name = component.__name__
+    taken = registry.components_dict.get(name)
     if taken is None:
-        manager.TRANSFORMS.add_component(transform)
-    elif taken.__module__ != __name__:
+        registry.add_component(component)
+    elif getattr(taken, "__module__", None) != component.__module__:
         raise RuntimeError(f"PaddleSeg already has a component {name!r}, from {taken.__module__}")
 
 
 for _transform in (ToBGR, RandomRescale, RandomBrightnessShift):
-    _register(_transform)
+    register(manager.TRANSFORMS, _transform)

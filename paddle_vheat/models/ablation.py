@@ -16,10 +16,11 @@ import numpy as np
 
 from paddle_vheat._paddle import F, nn, no_autocast, paddle
 from paddle_vheat.models.registry import unknown_name
-from paddle_vheat.models.vheat import Stage, VHeat, stage_sizes
+from paddle_vheat.models.vheat import VHeat, stage_sizes
 from paddle_vheat.ops import HeatConduction2D, conduct_heat, heat_decay, resize_bicubic
 from paddle_vheat.ops.dct import size_of
-from paddle_vheat.ops.heat import FastHeatConduction2D, FoldedHeatConduction2D, published_normal
+from paddle_vheat.ops.fold import apply_linear
+from paddle_vheat.ops.heat import FoldedHeatConduction2D, published_normal
 
 Tensor = Any
 
@@ -28,8 +29,6 @@ SPECTRA = ("full", "k_fixed", "k_scalar", "k_channel", "k_mode", "k_content", "d
 
 ALIGNMENTS = ("bicubic", "zero_pad", "k_bicubic", "k_zero_pad")
 """How a frequency embedding (or k, made at the embedding's own size) is brought to another size."""
-
-_WITHOUT_TO_K = ("k_fixed", "k_scalar", "k_channel", "k_mode", "dct_filter", "fft_filter")
 
 
 @dataclass(frozen=True)
@@ -95,27 +94,11 @@ def ablate(backbone: VHeat, given: Any) -> None:
     if ablation == Ablation():
         return
     for stage, size in zip(backbone.stages, stage_sizes(backbone.img_size)):
-        stage.__class__ = AblatedStage
+        stage.aligned_by_operators = True
         if ablation.spectrum != "full":
             stage.frequency_embedding = None
         for block in stage.blocks:
             block.hco = AblatedHeat(block.hco.channels, size, ablation)
-
-
-class AblatedStage(Stage):
-    """A stage whose operators bring the embedding to their maps' size themselves."""
-
-    def embedding_for(self, x: Tensor) -> Tensor | None:
-        return self.frequency_embedding
-
-    def fold(self, size: tuple[int, int]) -> None:
-        with paddle.no_grad():
-            for block in self.blocks:
-                block.hco = block.hco.folded(self.frequency_embedding, size)
-        self.frequency_embedding = None
-
-    def fast_form(self) -> nn.Layer:
-        return self
 
 
 class AblatedHeat(HeatConduction2D):
@@ -140,19 +123,17 @@ class AblatedHeat(HeatConduction2D):
         super().__init__(channels)
         self.ablation, self.size = ablation, size
         spectrum = ablation.spectrum
-        if spectrum in _WITHOUT_TO_K:
+        if spectrum not in ("full", "k_content"):
             del self.to_k
         if not ablation.gate:
             self.linear = nn.Linear(channels, channels)
         if not ablation.dwconv:
             self.dwconv = nn.Identity()
         height, width = size
-        start = (
-            np.log(np.expm1(np.geomspace(0.5, 5, channels))) if spectrum == "k_channel" else math.log(math.expm1(1.58))
-        )
+        rising = np.log(np.expm1(np.geomspace(0.5, 5, channels)))
         shapes: dict[str, tuple[list[int], Any]] = {
-            "k_scalar": ([1], nn.initializer.Constant(start) if spectrum == "k_scalar" else None),
-            "k_channel": ([channels], nn.initializer.Assign(np.float32(start)) if spectrum == "k_channel" else None),
+            "k_scalar": ([1], nn.initializer.Constant(math.log(math.expm1(1.58)))),
+            "k_channel": ([channels], nn.initializer.Assign(np.float32(rising))),
             "k_mode": ([height, width, channels], published_normal()),
             "dct_filter": ([height, width, channels], nn.initializer.Constant(1.0)),
             "fft_filter": ([height, width // 2 + 1, 2 * channels], nn.initializer.Normal(std=0.02)),
@@ -204,7 +185,7 @@ class AblatedHeat(HeatConduction2D):
         """The operator on (B, H, W, C) for a decay (H, W, C), or None."""
         both = self._project(x.transpose([0, 3, 1, 2]))
         heat = self.out_norm(self._propagate(both[..., : self.channels], decay))
-        return self._mix(heat * F.silu(both[..., self.channels :]) if self.ablation.gate else heat)
+        return apply_linear(self.out_linear, heat * F.silu(both[..., self.channels :]) if self.ablation.gate else heat)
 
     def _propagate(self, heat: Tensor, decay: Tensor | None) -> Tensor:
         if decay is not None:
@@ -226,22 +207,19 @@ class AblatedHeat(HeatConduction2D):
             modes = paddle.fft.rfft2(heat.astype("float32"), axes=(1, 2), norm="ortho") * factor
             return paddle.fft.irfft2(modes, s=[height, width], axes=(1, 2), norm="ortho").astype(heat.dtype)
 
-    def folded(self, embedding: Tensor | None, size: tuple[int, int]) -> nn.Layer:
+    def folded(self, frequency_embedding: Tensor | None, size: tuple[int, int]) -> nn.Layer:
         """The operator for maps of one size, with a constant decay.
 
         Raises:
             ValueError: for a spectrum that is no constant decay.
         """
-        decay = self._decay_of(embedding, size)
+        decay = self._decay_of(frequency_embedding, size)
         if decay is None:
             why = (
                 "k changes with the image" if self.ablation.spectrum == "k_content" else "it has no decay of DCT modes"
             )
             raise ValueError(f"fold: {self.ablation.spectrum} cannot be folded: {why}")
         return FoldedAblation(self, decay)
-
-    def fast_form(self) -> nn.Layer:
-        return self
 
 
 class FoldedAblation(FoldedHeatConduction2D):
@@ -253,10 +231,6 @@ class FoldedAblation(FoldedHeatConduction2D):
     def __init__(self, hco: AblatedHeat, decay: Tensor) -> None:
         super().__init__(hco, decay)
         self.ablation = hco.ablation
-
-    def _project(self, x: Tensor) -> Tensor:
-        project = FastHeatConduction2D._project if self.ablation.dwconv else HeatConduction2D._project
-        return project(self, x)
 
 
 def _zero_pad(values: Tensor, height: int, width: int) -> Tensor:

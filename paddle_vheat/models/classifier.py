@@ -6,9 +6,10 @@ from typing import Any
 
 from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import nn
-from paddle_vheat.models.layers import init_linear
+from paddle_vheat.models.layers import init_layer
 from paddle_vheat.models.vheat import VHeat
 from paddle_vheat.ops import fold
+from paddle_vheat.ops.heat import published_normal
 
 Tensor = Any
 
@@ -34,9 +35,9 @@ class VHeatClassifier(nn.Layer):
         """Replace the head by a newly initialised one for ``num_classes`` classes, or by none (0)."""
         check_integer("VHeatClassifier: num_classes", num_classes, 0)
         self.num_classes = num_classes
-        self.head = nn.Linear(self.norm.weight.shape[0], num_classes) if num_classes else nn.Identity()
+        self.head = nn.Identity()
         if num_classes:
-            init_linear(self.head)
+            self.head = init_layer(nn.Linear(self.norm.weight.shape[0], num_classes), published_normal())
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         return self.backbone.forward_features(x)

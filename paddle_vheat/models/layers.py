@@ -9,7 +9,7 @@ from typing import Any
 from paddle_vheat._paddle import F, nn, paddle
 from paddle_vheat.ops.dct import known_size, size_of
 from paddle_vheat.ops.fold import is_plain
-from paddle_vheat.ops.heat import published_normal
+from paddle_vheat.ops.heat import HeatConduction2D, published_normal, resized_embedding
 
 Tensor = Any
 
@@ -19,8 +19,6 @@ class DropPath(nn.Layer):
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= rate < 1.0:
-            raise ValueError(f"DropPath: the rate must be in [0, 1), got {rate}")
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,9 +35,6 @@ class DropPath(nn.Layer):
             return paddle.ones(shape, x.dtype)
         return (paddle.floor(paddle.rand(shape) + keep) / keep).astype(x.dtype)
 
-    def extra_repr(self) -> str:
-        return f"rate={self.rate}"
-
 
 class ChannelsLastConv2D(nn.Conv2D):
     """A 3 x 3 convolution with a margin of 1 of a map that is channels last: (B, H, W, C) -> (B, H, W, D)."""
@@ -51,11 +46,49 @@ class ChannelsLastConv2D(nn.Conv2D):
         return nn.Conv2D.forward(self, x.transpose([0, 3, 1, 2])).transpose([0, 2, 3, 1])
 
 
-def init_linear(layer: nn.Linear) -> None:
-    """Truncated normal (std 0.02) weight, zero bias."""
-    published_normal()(layer.weight)
-    if layer.bias is not None:
-        nn.initializer.Constant(0.0)(layer.bias)
+class SharedEmbedding(nn.Layer):
+    """Holds ``blocks`` whose heat conduction operators share one ``frequency_embedding`` (H, W, C).
+
+    That is a parameter, or None where the operators need none: they have been folded, or mix in another way.
+    """
+
+    frequency_embedding: Any
+    blocks: Any
+    aligned_by_operators = False
+    """Whether the operators bring the embedding to their maps' size themselves."""
+    _folded = False
+
+    def embedding_for(self, x: Tensor) -> Tensor | None:
+        """The frequency embedding for the map ``x`` (B, H, W, C), at its size unless the operators see to that."""
+        return (
+            self.frequency_embedding
+            if self.frequency_embedding is None or self.aligned_by_operators or self._keeps_decays(x)
+            else resized_embedding(self.frequency_embedding, size_of(x, 1), size_of(x, 2))
+        )
+
+    def _keeps_decays(self, x: Tensor) -> bool:
+        """Whether the operators keep the decay of every size, which they make of the embedding as it is."""
+        return self._folded and paddle.in_dynamic_mode() and not paddle.is_grad_enabled()
+
+    def fold(self, size: tuple[int, int]) -> None:
+        """Make every operator one for maps of ``size``, in place."""
+        with paddle.no_grad():
+            for block in self.blocks:
+                for name, layer in list(block.named_children()):
+                    if isinstance(layer, HeatConduction2D):
+                        setattr(block, name, layer.folded(self.frequency_embedding, size))
+        self.frequency_embedding = None
+
+    def fast_form(self) -> nn.Layer:
+        self._folded = True
+        return self
+
+
+def init_layer(layer: Any, weight: Any) -> Any:
+    """The layer, its weight filled by the initializer ``weight``, its bias with zeros."""
+    weight(layer.weight)
+    nn.initializer.Constant(0.0)(layer.bias)
+    return layer
 
 
 def init_uniform(weight: Any, bias: Any, fan_in: int) -> None:
@@ -71,10 +104,14 @@ def init_uniform(weight: Any, bias: Any, fan_in: int) -> None:
         uniform(bias)
 
 
-def init_conv(layer: nn.Conv2D) -> None:
-    """:func:`init_uniform` for a convolution."""
-    _, channels_per_group, height, width = layer.weight.shape
-    init_uniform(layer.weight, layer.bias, channels_per_group * height * width)
+def init_layers(model: nn.Layer) -> None:
+    """:func:`published_normal` for all linear layers of a model, :func:`init_uniform` for all convolutions."""
+    for layer in model.sublayers():
+        if isinstance(layer, nn.Linear):
+            init_layer(layer, published_normal())
+        elif isinstance(layer, nn.Conv2D):
+            _, channels_per_group, height, width = layer.weight.shape
+            init_uniform(layer.weight, layer.bias, channels_per_group * height * width)
 
 
 def spatial_size(x: Tensor) -> Any:

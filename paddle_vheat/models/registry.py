@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import fnmatch
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from paddle_vheat._arguments import did_you_mean
 from paddle_vheat.models.classifier import VHeatClassifier
 from paddle_vheat.models.vheat import VARIANTS, Variant, VHeat, size_pair
 
@@ -37,9 +36,7 @@ def list_models(filter: str = "*") -> list[str]:
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> str:
     """Message for a misspelt name: what was asked, the nearest that exists, and all that exist."""
-    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})"
+    return f"unknown {kind} {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})"
 
 
 def create_model(name: str, *, pretrained: str | Path | bool | None = None, **options: Any) -> Any:
@@ -127,10 +124,8 @@ def _vheat(name: str, variant: Variant) -> Callable[..., Any]:
         recompute: bool = False,
         ablation: Any = None,
     ) -> Any:
-        options = dataclasses.asdict(variant)
-        if drop_path_rate is not None:
-            options["drop_path_rate"] = drop_path_rate
-        options.update(img_size=img_size, in_channels=in_channels, recompute=recompute, ablation=ablation)
+        settings = {"in_channels": in_channels, "recompute": recompute, "ablation": ablation}
+        options = variant.options(img_size=img_size, drop_path_rate=drop_path_rate, **settings)
         if features_only:
             model: Any = VHeat(out_norms=False, out_indices=out_indices, **options)
         else:

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat._paddle import F, nn, paddle
-from paddle_vheat.models.layers import ChannelsLastConv2D, DropPath, init_conv, init_linear
+from paddle_vheat.models.layers import ChannelsLastConv2D, DropPath, SharedEmbedding, init_layers
 from paddle_vheat.models.registry import register_model
 from paddle_vheat.models.vheat import MLP, check_parameter_count
 from paddle_vheat.ops import HeatConduction2D
 from paddle_vheat.ops.dct import known_size, size_of
-from paddle_vheat.ops.fold import apply_linear, become, int_pair
-from paddle_vheat.ops.heat import FoldedHeatConduction2D, published_normal, resized_embedding
+from paddle_vheat.ops.fold import apply_linear, int_pair
+from paddle_vheat.ops.heat import published_normal
 
 Tensor = Any
 
@@ -84,16 +84,13 @@ class WindowAttention(nn.Layer):
         apart = labels.unsqueeze(1) != labels.unsqueeze(2)
         return -100.0 * apart.unsqueeze(1).astype(self.qkv.weight.dtype)
 
-    def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        return layer(x)
-
     def forward(self, x: Tensor, frequency_embedding: None = None) -> Tensor:
         """Of a map whose sides are multiples of the window; the embedding is the other mixer's."""
         batch, height, width, channels = x.shape
         if self.shift:
             x = paddle.roll(x, [-self.shift, -self.shift], [1, 2])
         n, heads = self.window**2, self.heads
-        qkv = self._linear(self.qkv, self._cut(x)).reshape([batch, -1, n, 3, heads, channels // heads])
+        qkv = apply_linear(self.qkv, self._cut(x)).reshape([batch, -1, n, 3, heads, channels // heads])
         query, key, value = qkv.transpose([3, 0, 1, 4, 2, 5]).unbind(0)  # each (B, windows, heads, N, C / heads)
         index = paddle.to_tensor(_relative_positions(self.window).reshape(-1))
         bias = self.relative_position_bias_table[index].reshape([n, n, heads]).transpose([2, 0, 1])
@@ -101,19 +98,11 @@ class WindowAttention(nn.Layer):
         if self.shift:
             scores = scores + self._mask(height, width)
         mixed = paddle.matmul(F.softmax(scores), value).transpose([0, 1, 3, 2, 4])
-        mixed = self._linear(self.proj, mixed.reshape([batch, -1, n, channels]))
+        mixed = apply_linear(self.proj, mixed.reshape([batch, -1, n, channels]))
         w = self.window
         mixed = mixed.reshape([batch, height // w, width // w, w, w, channels]).transpose([0, 1, 3, 2, 4, 5])
         mixed = mixed.reshape([batch, height, width, channels])
         return paddle.roll(mixed, [self.shift, self.shift], [1, 2]) if self.shift else mixed
-
-    def fast_form(self) -> nn.Layer:
-        return become(self, FastWindowAttention)
-
-
-class FastWindowAttention(WindowAttention):
-    def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        return apply_linear(layer, x)
 
 
 class Block(nn.Layer):
@@ -132,7 +121,7 @@ class Block(nn.Layer):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class Group(nn.Layer):
+class Group(SharedEmbedding):
     """Blocks and a 3x3 convolution on a residual branch: (B, H, W, C) -> (B, H, W, C).
 
     Args:
@@ -143,19 +132,13 @@ class Group(nn.Layer):
 
     def __init__(self, blocks: Sequence[Block], channels: int, freq_size: tuple[int, int] | None) -> None:
         super().__init__()
-        self.frequency_embedding: Any = None
+        self.frequency_embedding = None
         if freq_size is not None:
             self.frequency_embedding = self.create_parameter(
                 [*freq_size, channels], default_initializer=published_normal()
             )
         self.blocks = nn.LayerList(blocks)
         self.conv = ChannelsLastConv2D(channels, channels)
-
-    def embedding_for(self, x: Tensor) -> Tensor | None:
-        """The frequency embedding at the size of the map x (B, H, W, C); None where there is none, or it is folded."""
-        if self.frequency_embedding is None:
-            return None
-        return resized_embedding(self.frequency_embedding, size_of(x, 1), size_of(x, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         embedding = self.embedding_for(x)
@@ -164,28 +147,9 @@ class Group(nn.Layer):
             out = block(out, embedding)
         return x + self.conv(out)
 
-    def fold(self, size: tuple[int, int]) -> None:
-        """Make every heat conduction one for maps of ``size``, in place."""
-        if self.frequency_embedding is None:
-            return
-        with paddle.no_grad():
-            embedding = resized_embedding(self.frequency_embedding, *size)
-            for block in self.blocks:
-                block.mixer = FoldedHeatConduction2D(block.mixer, block.mixer.decay(embedding))
-        self.frequency_embedding = None
-
-    def fast_form(self) -> nn.Layer:
-        return become(self, FastGroup)
-
-
-class FastGroup(Group):
-    def embedding_for(self, x: Tensor) -> Tensor | None:
-        """As it is, if the decays that the operators then keep for this size are not too large."""
-        return (
-            self.frequency_embedding
-            if paddle.in_dynamic_mode() and not paddle.is_grad_enabled() and x[0].size * len(self.blocks) <= KEPT_VALUES
-            else Group.embedding_for(self, x)
-        )
+    def _keeps_decays(self, x: Tensor) -> bool:
+        """If those of this size are not too large."""
+        return SharedEmbedding._keeps_decays(self, x) and x[0].size * len(self.blocks) <= KEPT_VALUES
 
 
 def _pad_by_reflection(x: Tensor, multiple: int) -> Tensor:
@@ -255,11 +219,7 @@ class RestorationNet(nn.Layer):
         self.norm = nn.LayerNorm(width, epsilon=1e-5)
         self.conv_after_body = ChannelsLastConv2D(width, width)
         self.conv_last = ChannelsLastConv2D(width, in_channels)
-        for layer in self.sublayers():
-            if isinstance(layer, nn.Linear):
-                init_linear(layer)
-            elif isinstance(layer, nn.Conv2D):
-                init_conv(layer)
+        init_layers(self)
 
     def forward(self, image: Tensor) -> Tensor:
         if image.ndim != 4 or known_size(image, 1) not in (None, self.in_channels):
@@ -295,16 +255,11 @@ def build_vheat_ir(
     img_range: float = 1.0,
 ) -> RestorationNet:
     """vHeatIR; the defaults are SwinIR's published ones. See :class:`RestorationNet` for the arguments."""
-    return RestorationNet(
-        lambda i: HeatConduction2D(width, float32_transform=True),
-        in_channels,
-        width,
-        depths,
-        mlp_ratio,
-        drop_path_rate,
-        img_range,
-        freq_size,
-    )
+
+    def heat(i: int) -> HeatConduction2D:
+        return HeatConduction2D(width, float32_transform=True)
+
+    return RestorationNet(heat, in_channels, width, depths, mlp_ratio, drop_path_rate, img_range, freq_size)
 
 
 def build_swin_ir(

@@ -11,18 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from paddle_vheat._paddle import nn, paddle
-from paddle_vheat.models.layers import ConvBNReLU, spatial_size
+from paddle_vheat.models.layers import ConvBNReLU, init_layer, spatial_size
 from paddle_vheat.models.vheat import check_parameter_count
 from paddle_vheat.ops import fold, resize_bilinear
 
 Tensor = Any
 
 POOL_SIZES = (1, 2, 3, 6)
-
-
-def _init_classifier(layer: nn.Conv2D) -> None:
-    nn.initializer.Normal(0.0, 0.01)(layer.weight)
-    nn.initializer.Constant(0.0)(layer.bias)
 
 
 class PyramidPooling(nn.Layer):
@@ -60,8 +55,7 @@ class UPerHead(nn.Layer):
         self.fpn = nn.LayerList([ConvBNReLU(channels, channels, 3) for _ in in_channels[:-1]])
         self.fuse = ConvBNReLU(len(in_channels) * channels, channels, 3)
         self.dropout = nn.Dropout2D(dropout)
-        self.classifier = nn.Conv2D(channels, num_classes, 1)
-        _init_classifier(self.classifier)
+        self.classifier = init_layer(nn.Conv2D(channels, num_classes, 1), nn.initializer.Normal(0.0, 0.01))
 
     def forward_features(self, maps: Sequence[Tensor]) -> Tensor:
         """The fused map (B, channels, H, W) that the classifier reads."""
@@ -92,8 +86,7 @@ class FCNHead(nn.Layer):
         super().__init__()
         self.conv = ConvBNReLU(in_channels, channels, 3)
         self.dropout = nn.Dropout2D(dropout)
-        self.classifier = nn.Conv2D(channels, num_classes, 1)
-        _init_classifier(self.classifier)
+        self.classifier = init_layer(nn.Conv2D(channels, num_classes, 1), nn.initializer.Normal(0.0, 0.01))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.dropout(self.conv(x)))

@@ -9,16 +9,16 @@ layers and both passes of the DCT then work on the memory as it lies; only convo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from paddle_vheat._arguments import check_integer
 from paddle_vheat._paddle import PADDLE_2, F, nn, paddle
-from paddle_vheat.models.layers import DropPath, init_conv, init_linear, init_uniform
+from paddle_vheat.models.layers import DropPath, SharedEmbedding, init_layers, init_uniform
 from paddle_vheat.ops import HeatConduction2D, fold
-from paddle_vheat.ops.dct import check_products, dtype_name, known_size, size_of
-from paddle_vheat.ops.fold import become, int_pair
-from paddle_vheat.ops.heat import FoldedHeatConduction2D, published_normal, resized_embedding
+from paddle_vheat.ops.dct import check_products, dtype_name, known_size
+from paddle_vheat.ops.fold import int_pair
+from paddle_vheat.ops.heat import published_normal
 
 Tensor = Any
 
@@ -36,6 +36,10 @@ class Variant:
     post_norm: bool
     layer_scale: float | None
     drop_path_rate: float  # of the ImageNet recipe
+
+    def options(self, **changes: Any) -> dict[str, Any]:
+        """Arguments of :class:`VHeat`; a change that is None is none."""
+        return {**asdict(self), **{name: value for name, value in changes.items() if value is not None}}
 
 
 # ImageNet-1k top-1 82.2, 83.6 and 83.9 (84.0 in the paper) at 224 x 224. The paper's table prints
@@ -143,7 +147,7 @@ def check_parameter_count(count: float, what: str) -> None:
         )
 
 
-class Stage(nn.Layer):
+class Stage(SharedEmbedding):
     """``depth`` blocks that share one frequency embedding, and the downsample that follows them."""
 
     def __init__(
@@ -157,16 +161,10 @@ class Stage(nn.Layer):
     ) -> None:
         super().__init__()
         # (H, W, C), one value per mode and channel, for the resolution that the model is made for.
-        self.frequency_embedding: Any = self.create_parameter([*size, channels], default_initializer=published_normal())
+        self.frequency_embedding = self.create_parameter([*size, channels], default_initializer=published_normal())
         self.blocks = nn.LayerList([Block(channels, rate, post_norm, layer_scale) for rate in drop_paths])
         self.downsample = Downsample(channels) if downsample else None
         self.recompute = False
-
-    def embedding_for(self, x: Tensor) -> Tensor | None:
-        """The frequency embedding at the size of ``x`` (B, H, W, C)."""
-        if self.frequency_embedding is None:  # folded
-            return None
-        return resized_embedding(self.frequency_embedding, size_of(x, 1), size_of(x, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         embedding = self.embedding_for(x)
@@ -181,28 +179,6 @@ class Stage(nn.Layer):
             else:
                 x = block(x, embedding)
         return x
-
-    def fold(self, size: tuple[int, int]) -> None:
-        """Make every operator one for maps of ``size``, in place."""
-        with paddle.no_grad():
-            embedding = resized_embedding(self.frequency_embedding, *size)
-            for block in self.blocks:
-                block.hco = FoldedHeatConduction2D(block.hco, block.hco.decay(embedding))
-        self.frequency_embedding = None
-
-    def fast_form(self) -> nn.Layer:
-        return become(self, FastStage)
-
-
-class FastStage(Stage):
-    """Gives the embedding as it is to its operators, which keep the decay of every size."""
-
-    def embedding_for(self, x: Tensor) -> Tensor | None:
-        return (
-            self.frequency_embedding
-            if paddle.in_dynamic_mode() and not paddle.is_grad_enabled()
-            else Stage.embedding_for(self, x)
-        )
 
 
 class VHeat(nn.Layer):
@@ -282,24 +258,16 @@ class VHeat(nn.Layer):
             from paddle_vheat.models.ablation import ablate
 
             ablate(self, ablation)
-        self.set_recompute(recompute)
+        for stage in self.stages:
+            stage.recompute = recompute
         self._init_weights()
 
     def _init_weights(self) -> None:
-        for layer in self.sublayers():
-            if isinstance(layer, nn.Linear):
-                init_linear(layer)
-            elif isinstance(layer, nn.Conv2D):
-                init_conv(layer)
+        init_layers(self)
         for layer in self.sublayers():
             if isinstance(layer, MLP):  # published as 1x1 convolutions, which keep their own initialisation
                 for linear in (layer.fc1, layer.fc2):
                     init_uniform(linear.weight, linear.bias, linear.weight.shape[0])
-
-    def set_recompute(self, enable: bool = True) -> None:
-        """Switch gradient checkpointing of the blocks on or off."""
-        for stage in self.stages:
-            stage.recompute = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the published recipe does not decay: 1-D ones (norms, biases, scales)."""
@@ -348,7 +316,7 @@ class VHeat(nn.Layer):
             outputs.append(x)
         return outputs
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:
         """The NCHW maps of ``out_indices``, normalised if the backbone has output norms."""
         maps = self.forward_stages(x)
         indices = [i for i in self.out_indices if i < len(maps)]
@@ -356,8 +324,7 @@ class VHeat(nn.Layer):
             return [getattr(self, f"outnorm{i}")(maps[i]).transpose([0, 3, 1, 2]) for i in indices]
         return [maps[i].transpose([0, 3, 1, 2]) for i in indices]
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return self.forward_features(x)
+    forward_features = forward
 
     def fold_for(self, size: tuple[int, int]) -> None:
         """See :mod:`paddle_vheat.ops.fold`."""

@@ -123,21 +123,6 @@ def size_of(x: Tensor, axis: int) -> int | Tensor:
     return paddle.shape(x)[axis] if known is None else known
 
 
-def _apply(matrix: Tensor, x: Tensor, axis: int, transpose: bool) -> Tensor:
-    """Multiply ``x`` along one axis by ``matrix`` (or its transpose)."""
-    axis = axis % x.ndim
-    if x.ndim == 1:
-        return paddle.matmul(matrix, x.unsqueeze(-1), transpose_x=transpose).squeeze(-1)
-    if axis == x.ndim - 1:
-        return paddle.matmul(x, matrix, transpose_y=not transpose)
-    if axis == x.ndim - 2:
-        return paddle.matmul(matrix, x, transpose_x=transpose)
-    order = [i for i in range(x.ndim) if i != axis]
-    order.insert(x.ndim - 2, axis)
-    inverse = [order.index(i) for i in range(x.ndim)]
-    return paddle.matmul(matrix, x.transpose(order), transpose_x=transpose).transpose(inverse)
-
-
 def check_products(x: Tensor, caller: str) -> None:
     """Raise a ValueError for a dtype of which there are no matrix products on the device of ``x``."""
     name = dtype_name(x.dtype)
@@ -158,16 +143,23 @@ def is_empty(x: Tensor) -> bool:
     return any(known_size(x, axis) == 0 for axis in range(x.ndim))
 
 
+def _transformed(x: Tensor, axis: int, caller: str, inverse: bool) -> Tensor:
+    """Multiply ``x`` along one axis by the matrix (or its transpose)."""
+    _check_axis(x, axis, caller)
+    if is_empty(x):
+        return x
+    basis = cosine_basis(size_of(x, axis), x.dtype)
+    return paddle.matmul(x.moveaxis(axis, -1), basis, transpose_y=not inverse).moveaxis(-1, axis)
+
+
 def dct(x: Tensor, axis: int = -1) -> Tensor:
     """Orthonormal DCT-II along one axis: (..., N, ...) -> (..., N, ...), same dtype."""
-    _check_axis(x, axis, "dct")
-    return x if is_empty(x) else _apply(cosine_basis(size_of(x, axis), x.dtype), x, axis, transpose=False)
+    return _transformed(x, axis, "dct", inverse=False)
 
 
 def idct(x: Tensor, axis: int = -1) -> Tensor:
     """Inverse of :func:`dct` (orthonormal DCT-III) along one axis."""
-    _check_axis(x, axis, "idct")
-    return x if is_empty(x) else _apply(cosine_basis(size_of(x, axis), x.dtype), x, axis, transpose=True)
+    return _transformed(x, axis, "idct", inverse=True)
 
 
 def _two_axes(x: Tensor, axes: Sequence[int], caller: str) -> tuple[int, int]:

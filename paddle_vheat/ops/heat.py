@@ -174,7 +174,6 @@ class HeatConduction2D(nn.Layer):
         channels: number of channels C.
         size: int or (height, width) of the feature maps that it is made for; it then owns its frequency embedding,
             and takes maps of any size. None where several operators share one, which is given with each map.
-        norm_epsilon: epsilon of the LayerNorm on the conducted heat.
         data_format: "NHWC" (as the backbone works) or "NCHW", of input and output alike; None for "NCHW" with a
             ``size`` and "NHWC" without.
         float32_transform: transform in float32 under mixed precision too, for what lives on small differences.
@@ -187,7 +186,6 @@ class HeatConduction2D(nn.Layer):
         self,
         channels: int,
         size: int | Sequence[int] | None = None,
-        norm_epsilon: float = 1e-5,
         data_format: str | None = None,
         float32_transform: bool = False,
     ) -> None:
@@ -203,7 +201,7 @@ class HeatConduction2D(nn.Layer):
         self.dwconv = nn.Conv2D(channels, channels, 3, padding=1, groups=channels)
         self.linear = nn.Linear(channels, 2 * channels)
         self.to_k = nn.Linear(channels, channels)
-        self.out_norm = nn.LayerNorm(channels, epsilon=norm_epsilon)
+        self.out_norm = nn.LayerNorm(channels, epsilon=1e-5)
         self.out_linear = nn.Linear(channels, channels)
         self.frequency_embedding: Any = None
         if size is not None:
@@ -274,7 +272,7 @@ class HeatConduction2D(nn.Layer):
         both = self._project(x if self.data_format == "NCHW" else x.transpose([0, 3, 1, 2]))
         heat, gate = both[..., : self.channels], both[..., self.channels :]
         heat = self.out_norm(self._conduct_heat(heat, decay))
-        out = self._mix(heat * F.silu(gate))
+        out = apply_linear(self.out_linear, heat * F.silu(gate))
         return out if self.data_format == "NHWC" else out.transpose([0, 3, 1, 2])
 
     def _conduct_heat(self, heat: Tensor, decay: Tensor) -> Tensor:
@@ -284,10 +282,11 @@ class HeatConduction2D(nn.Layer):
             return conduct_heat(_wide(heat), decay).astype(heat.dtype)
 
     def _project(self, x: Tensor) -> Tensor:
-        return self.linear(self.dwconv(x).transpose([0, 2, 3, 1]))
+        return depthwise_then_linear(self.dwconv, self.linear, x)
 
-    def _mix(self, x: Tensor) -> Tensor:
-        return self.out_linear(x)
+    def folded(self, frequency_embedding: Tensor, size: tuple[int, int]) -> nn.Layer:
+        """The operator for maps of one size, with a constant decay."""
+        return FoldedHeatConduction2D(self, self.decay(resized_embedding(frequency_embedding, *size)))
 
     def fast_form(self) -> nn.Layer:
         """See :mod:`paddle_vheat.ops.fold`."""
@@ -329,12 +328,6 @@ class FastHeatConduction2D(HeatConduction2D):
     def _decays(self) -> LRU:
         return self.__dict__.setdefault("_kept", LRU(KEPT_VALUES))
 
-    def _project(self, x: Tensor) -> Tensor:
-        return depthwise_then_linear(self.dwconv, self.linear, x)
-
-    def _mix(self, x: Tensor) -> Tensor:
-        return apply_linear(self.out_linear, x)
-
     def frozen(self) -> nn.Layer:
         """See :mod:`paddle_vheat.ops.fold`."""
         if len(self._decays.items) != 1 or "_unkept" in vars(self):
@@ -352,7 +345,7 @@ class FoldedHeatConduction2D(nn.Layer):
     """
 
     conduct, _conduct_heat = HeatConduction2D.conduct, HeatConduction2D._conduct_heat
-    _project, _mix = FastHeatConduction2D._project, FastHeatConduction2D._mix
+    _project = HeatConduction2D._project
     _conduct_evaluated = FastHeatConduction2D._conduct_evaluated
 
     def __init__(self, hco: HeatConduction2D, decay: Tensor) -> None:
@@ -371,8 +364,7 @@ class FoldedHeatConduction2D(nn.Layer):
     def decay_for(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
         return self.decay
 
-    def kept_decay(self, x: Tensor, frequency_embedding: Tensor | None) -> Tensor:
-        return self.decay
+    kept_decay = decay_for
 
     def forward(self, x: Tensor, frequency_embedding: Tensor | None = None) -> Tensor:
         return self._conduct_evaluated(x, self.decay)

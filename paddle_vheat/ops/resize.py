@@ -7,6 +7,7 @@ column, where it samples the first instead of the centre (seen on 2.6.2 to 3.3.1
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +20,7 @@ Tensor = Any
 _A = -0.75
 
 
-def _taps(fraction: Any) -> list[Any]:
+def _cubic(fraction: Any) -> list[Any]:
     """Weights of the four neighbours at distances 1 + f, f, 1 - f and 2 - f, for f in [0, 1)."""
 
     def near(t: Any) -> Any:
@@ -31,14 +32,19 @@ def _taps(fraction: Any) -> list[Any]:
     return [far(1 + fraction), near(fraction), near(1 - fraction), far(2 - fraction)]
 
 
-@lru_cache(maxsize=64)
-def _matrix_numpy(old: int, new: int) -> np.ndarray:
-    """The (new, old) resizing matrix in float64."""
+def _linear(fraction: Any) -> list[Any]:
+    """Weights of the two neighbours at distances f and 1 - f."""
+    return [1 - fraction, fraction]
+
+
+@lru_cache(maxsize=256)
+def _matrix_numpy(old: int, new: int, weights: Callable[[Any], list[Any]] = _cubic, first: int = -1) -> np.ndarray:
+    """The (new, old) resizing matrix in float64; ``first`` is the first neighbour's place from the one on the left."""
     # Twice the centre, scaled by new, is the integer (2i + 1) old - new: its quotient and remainder are exact.
     doubled = (2 * np.arange(new) + 1) * old - new
     base, fraction = doubled // (2 * new), (doubled % (2 * new)) / (2 * new)
     matrix = np.zeros((new, old))
-    for tap, weight in zip((-1, 0, 1, 2), _taps(fraction)):
+    for tap, weight in enumerate(weights(fraction), first):
         np.add.at(matrix, (np.arange(new), np.clip(base + tap, 0, old - 1)), weight)
     return matrix
 
@@ -51,17 +57,18 @@ def _matrix_graph(old: int, new: Tensor, dtype: Any) -> Tensor:
     fraction = (doubled - base * 2 * new).astype("float32") / (2 * new).astype("float32")
     columns = paddle.arange(0, old, 1, dtype="int64").unsqueeze(0)
     matrix: Any = 0.0
-    for tap, weight in zip((-1, 0, 1, 2), _taps(fraction)):
+    for tap, weight in zip((-1, 0, 1, 2), _cubic(fraction)):
         chosen = paddle.clip(base + tap, 0, old - 1).unsqueeze(1) == columns
         matrix = matrix + chosen.astype("float32") * weight.unsqueeze(1)
     return matrix.astype(dtype)
 
 
+def _constant(matrix: np.ndarray, dtype: Any) -> Tensor:
+    return paddle.to_tensor(matrix if dtype == paddle.float64 else matrix.astype(np.float32)).astype(dtype)
+
+
 def _matrix(old: int, new: int | Tensor, dtype: Any) -> Tensor:
-    if isinstance(new, int):
-        matrix = _matrix_numpy(old, new)
-        return paddle.to_tensor(matrix if dtype == paddle.float64 else matrix.astype(np.float32)).astype(dtype)
-    return _matrix_graph(old, new, dtype)
+    return _constant(_matrix_numpy(old, new), dtype) if isinstance(new, int) else _matrix_graph(old, new, dtype)
 
 
 def resize_bicubic(x: Tensor, height: int | Tensor, width: int | Tensor) -> Tensor:
@@ -87,18 +94,6 @@ def resize_bicubic(x: Tensor, height: int | Tensor, width: int | Tensor) -> Tens
     return paddle.matmul(columns, tall.reshape([size_of(tall, 0), old_width, channels]))
 
 
-@lru_cache(maxsize=256)
-def _bilinear_matrix(old: int, new: int) -> np.ndarray:
-    """The (new, old) matrix of bilinear resizing with half-pixel centres, float64."""
-    centre = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0.0)
-    left = np.minimum(centre.astype(int), old - 1)
-    fraction = centre - left
-    matrix = np.zeros((new, old))
-    np.add.at(matrix, (np.arange(new), left), 1 - fraction)
-    np.add.at(matrix, (np.arange(new), np.minimum(left + 1, old - 1)), fraction)
-    return matrix
-
-
 class _Bilinear(paddle.autograd.PyLayer):
     """Paddle's bilinear resizing with a backward pass by two matrix products.
 
@@ -114,8 +109,8 @@ class _Bilinear(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         old_height, height, old_width, width = ctx.sizes
-        columns = paddle.to_tensor(_bilinear_matrix(old_width, width).astype(np.float32)).astype(gradient.dtype)
-        rows = paddle.to_tensor(_bilinear_matrix(old_height, height).astype(np.float32)).astype(gradient.dtype)
+        columns = _constant(_matrix_numpy(old_width, width, _linear, 0), gradient.dtype)
+        rows = _constant(_matrix_numpy(old_height, height, _linear, 0), gradient.dtype)
         return paddle.matmul(rows, paddle.matmul(gradient, columns), transpose_x=True)
 
 

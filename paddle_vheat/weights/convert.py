@@ -17,8 +17,7 @@ from paddle_vheat.models.mask_rcnn import MaskRCNN
 from paddle_vheat.models.upernet import UPerNet
 from paddle_vheat.models.vheat import VARIANTS, VHeat, stage_sizes
 from paddle_vheat.ops import fold
-from paddle_vheat.weights.detection_keys import detection_key_map
-from paddle_vheat.weights.key_map import convert_state
+from paddle_vheat.weights.key_map import convert_state, is_state
 from paddle_vheat.weights.loading import EMBEDDING_SUFFIX, LoadReport, load_state
 from paddle_vheat.weights.torch_file import read_torch_file
 
@@ -34,6 +33,7 @@ class ConversionError(UserError):
 class Published:
     """A published checkpoint, recognised."""
 
+    path: Path
     kind: str  # "classification", "segmentation" or "detection"
     variant: str  # name in VARIANTS, or "custom"
     folded: bool
@@ -48,23 +48,15 @@ class Published:
         return self.backbone["img_size"]
 
 
-def _is_state(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(k, str) and isinstance(v, np.ndarray) for k, v in value.items())
-    )
-
-
 def _pick_state(content: Any, ema: bool, path: Path) -> tuple[str, dict[str, np.ndarray], dict[str, str]]:
     """The weights in a checkpoint, and what else it holds."""
     if not isinstance(content, Mapping):
         raise ConversionError(f"{path}: expected a dict, got {type(content).__name__}")
-    if _is_state(content):
+    if is_state(content):
         if ema:
             raise ConversionError(f"{path}: holds one set of weights only; there is no average (--ema) in it")
         return "plain", dict(content), {}
-    found = {key: value for key, value in content.items() if _is_state(value)}
+    found = {key: value for key, value in content.items() if is_state(value)}
     order = ("model_ema", "ema_state_dict") if ema else ("model", "state_dict")
     for key in order:
         if key in found:
@@ -155,11 +147,10 @@ def read_published(path: str | Path, ema: bool = False, content: Any = None) -> 
     counters = [name for name in state if name.endswith(".num_batches_tracked")]
     if counters:
         dropped[f"*.num_batches_tracked ({len(counters)} counters)"] = "no counterpart in Paddle"
-        state = {n: v for n, v in state.items() if n not in set(counters)}
-    return Published(kind, _variant_name(backbone), folded, weights, state, dropped, backbone, num_classes)
+    return Published(path, kind, _variant_name(backbone), folded, weights, state, dropped, backbone, num_classes)
 
 
-def _width(state: Mapping[str, np.ndarray], name: str, path: str | Path = "the checkpoint") -> int:
+def _width(state: Mapping[str, np.ndarray], name: str, path: Path) -> int:
     if name not in state or not state[name].ndim:
         raise ConversionError(f"{path}: no whole Mask R-CNN: {name} is missing")
     return int(state[name].shape[0])
@@ -179,7 +170,7 @@ def build_model(published: Published) -> Any:
             aux_channels=0 if auxiliary is None else int(auxiliary.shape[1]),
         )
     else:
-        channels, hidden = (_width(state, name) for name in ("neck.lateral_convs.0.conv.bias", _HIDDEN))
+        channels, hidden = (_width(state, name, published.path) for name in ("neck.lateral_convs.0.conv.bias", _HIDDEN))
         model = MaskRCNN(published.num_classes or 0, VHeat(**backbone, out_norms=True), channels, hidden)
     return fold(model, published.img_size) if published.folded else model
 
@@ -206,18 +197,11 @@ def convert(published: Published, img_size: int | None = None, resize: str = "bi
             a larger size).
 
     Raises:
-        ConversionError: with the two lists and the nearest names, if the names or shapes do not fit exactly.
+        UserError: with the two lists and the nearest names, if the names or shapes do not fit exactly.
     """
     if resize not in RESIZE_RULES:
         raise ConversionError(f"resize: expected one of {', '.join(RESIZE_RULES)}, got {resize!r}")
-    unexpected: list[str] = []
-    if published.kind == "detection":
-        keys = detection_key_map(published.state)
-        state = {ours: change.to_ours(published.state[name]) for name, (ours, change) in keys.items()}
-    else:
-        state, unexpected = convert_state(published.state)
-    if unexpected:
-        raise ConversionError(f"unexpected keys ({len(unexpected)}): {', '.join(unexpected[:10])}")
+    state = convert_state(published.state, str(published.path))
     if img_size is not None:
         if published.folded:
             raise ConversionError("a folded checkpoint cannot be resized; convert the training form")
@@ -228,10 +212,7 @@ def convert(published: Published, img_size: int | None = None, resize: str = "bi
                         state[name] = zero_pad(state[name], height, width)
         published.backbone["img_size"] = (img_size, img_size)
     model = build_model(published)
-    try:
-        report = load_state(model, state, "the checkpoint")
-    except ValueError as error:
-        raise ConversionError(str(error)) from error
+    report = load_state(model, state, str(published.path))
     published.state = {}
     return model, report
 
@@ -240,13 +221,9 @@ def converted_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """A published checkpoint's arrays under the names of our model's ``state_dict()``, converted strictly.
 
     Raises:
-        FileNotFoundError, UnsafeFileError, ConversionError: naming the file and what is wrong.
+        FileNotFoundError, UserError: naming the file and what is wrong.
     """
-    published = read_published(path)
-    try:
-        model, _ = convert(published)
-    except ConversionError as error:
-        raise ConversionError(f"{path}: {error}") from error
+    model, _ = convert(read_published(path))
     return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 

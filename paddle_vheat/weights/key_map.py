@@ -7,7 +7,8 @@ ours are linear layers; ``num_batches_tracked`` has no counterpart.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,23 +30,36 @@ _BACKBONE_RULES: list[tuple[str, str]] = [
     (r"layers\.(\d+)\.\d+\.1\.(weight|bias)", "stages.{0}.downsample.norm.{1}"),
     (r"(outnorm[0-3])\.(weight|bias)", "{0}.{1}"),
 ]
-_CLASSIFIER_RULES: list[tuple[str, str]] = [
-    (r"classifier\.0\.(weight|bias)", "norm.{0}"),
-    (r"classifier\.3\.(weight|bias)", "head.{0}"),
-]
 _BN = r"(conv|bn)\.(weight|bias|running_mean|running_var)"
-_SEGMENTOR_RULES: list[tuple[str, str]] = [
+_PAIR = r"(weight|bias)"
+_HEAD_RULES: list[tuple[str, str]] = [
+    (rf"classifier\.0\.{_PAIR}", "norm.{0}"),
+    (rf"classifier\.3\.{_PAIR}", "head.{0}"),
     (rf"decode_head\.psp_modules\.(\d)\.1\.{_BN}", "decode_head.pyramid.{0}.project.{1}.{2}"),
     (rf"decode_head\.bottleneck\.{_BN}", "decode_head.bottleneck.{0}.{1}"),
     (rf"decode_head\.lateral_convs\.(\d)\.{_BN}", "decode_head.laterals.{0}.{1}.{2}"),
     (rf"decode_head\.fpn_convs\.(\d)\.{_BN}", "decode_head.fpn.{0}.{1}.{2}"),
     (rf"decode_head\.fpn_bottleneck\.{_BN}", "decode_head.fuse.{0}.{1}"),
     (rf"auxiliary_head\.convs\.0\.{_BN}", "auxiliary_head.conv.{0}.{1}"),
-    (r"(decode_head|auxiliary_head)\.conv_seg\.(weight|bias)", "{0}.classifier.{1}"),
+    (rf"(decode_head|auxiliary_head)\.conv_seg\.{_PAIR}", "{0}.classifier.{1}"),
+    # The detectors are mmdetection's Mask R-CNN.
+    (rf"neck\.lateral_convs\.(\d)\.conv\.{_PAIR}", "neck.laterals.{0}.{1}"),
+    (rf"neck\.fpn_convs\.(\d)\.conv\.{_PAIR}", "neck.outputs.{0}.{1}"),
+    (rf"rpn_head\.rpn_conv\.{_PAIR}", "rpn_head.conv.{0}"),
+    (rf"rpn_head\.rpn_cls\.{_PAIR}", "rpn_head.scores.{0}"),
+    (rf"rpn_head\.rpn_reg\.{_PAIR}", "rpn_head.deltas.{0}"),
+    (rf"roi_head\.bbox_head\.shared_fcs\.0\.{_PAIR}", "roi_head.box_head.fc1.{0}"),
+    (rf"roi_head\.bbox_head\.shared_fcs\.1\.{_PAIR}", "roi_head.box_head.fc2.{0}"),
+    (rf"roi_head\.bbox_head\.fc_cls\.{_PAIR}", "roi_head.box_head.scores.{0}"),
+    (rf"roi_head\.bbox_head\.fc_reg\.{_PAIR}", "roi_head.box_head.deltas.{0}"),
+    (rf"roi_head\.mask_head\.convs\.(\d)\.conv\.{_PAIR}", "roi_head.mask_head.convs.{0}.{1}"),
+    (rf"roi_head\.mask_head\.upsample\.{_PAIR}", "roi_head.mask_head.upsample.{0}"),
+    (rf"roi_head\.mask_head\.conv_logits\.{_PAIR}", "roi_head.mask_head.classifier.{0}"),
 ]
 
 
-def _apply(rules: Iterable[tuple[str, str]], name: str) -> str | None:
+def renamed(name: str, rules: Sequence[tuple[str, str]]) -> str | None:
+    """What the first rule that matches a name makes of it; None where none does."""
     for pattern, target in rules:
         match = re.fullmatch(pattern, name)
         if match:
@@ -55,43 +69,57 @@ def _apply(rules: Iterable[tuple[str, str]], name: str) -> str | None:
 
 def our_name(published: str) -> str | None:
     """Our parameter name for a published one; None where there is none."""
-    if published.startswith("backbone."):
-        target = _apply(_BACKBONE_RULES, published[len("backbone.") :])
-        return f"backbone.{target}" if target else None
-    target = _apply(_BACKBONE_RULES, published)
-    if target:  # a classification checkpoint has no prefix; our classifier keeps its backbone in ``backbone``
-        return f"backbone.{target}"
-    return _apply([*_CLASSIFIER_RULES, *_SEGMENTOR_RULES], published)
+    # A classification checkpoint has no prefix; our classifier keeps its backbone in ``backbone``.
+    target = renamed(published.removeprefix("backbone."), _BACKBONE_RULES)
+    return f"backbone.{target}" if target else renamed(published, _HEAD_RULES)
 
 
-_LINEAR = re.compile(r".*\.(linear|to_k|out_linear|fc1|fc2)\.weight|head\.weight")
+_LINEAR = re.compile(
+    r".*\.(linear|to_k|out_linear|fc1|fc2)\.weight|head\.weight|roi_head\.box_head\.(scores|deltas)\.weight"
+)
 
 
-def convert_state(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Convert a published state dict.
+def is_state(value: Any) -> bool:
+    """Whether this is a state dict: named arrays and nothing else."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, np.ndarray) for k, v in value.items())
+    )
+
+
+def convert_state(
+    state: Mapping[str, np.ndarray],
+    source: str = "the checkpoint",
+    name_of: Callable[[str], str | None] = our_name,
+    linear: re.Pattern[str] = _LINEAR,
+) -> dict[str, np.ndarray]:
+    """Our names and arrays (views of the given ones) for published ones, ``num_batches_tracked`` dropped.
 
     Args:
         state: published names and arrays.
-
-    Returns:
-        Our names and arrays (views of the given ones), and the published names that have no counterpart
-        (``num_batches_tracked`` apart, which is dropped).
+        source: what to call them in an error.
+        name_of: published name -> ours.
+        linear: our names of the weights of linear layers.
 
     Raises:
-        ValueError: if two published names stand for one of ours.
+        UserError: naming ``source`` and the published names that have no counterpart, or two that stand for one of
+            ours.
     """
     converted: dict[str, np.ndarray] = {}
     unexpected = []
     for name, array in state.items():
         if name.endswith(".num_batches_tracked"):
             continue
-        target = our_name(name)
+        target = name_of(name)
         if target is None:
             unexpected.append(name)
             continue
         if target in converted:
-            raise UserError(f"two published parameters stand for {target!r}; the second is {name!r}")
-        if _LINEAR.fullmatch(target) and array.ndim in (2, 4):
+            raise UserError(f"{source}: two published parameters stand for {target!r}; the second is {name!r}")
+        if linear.fullmatch(target) and array.ndim in (2, 4):
             array = array.reshape(array.shape[:2]).T
         converted[target] = array
-    return converted, unexpected
+    if unexpected:
+        raise UserError(f"{source}: unexpected keys ({len(unexpected)}): {', '.join(unexpected[:10])}")
+    return converted

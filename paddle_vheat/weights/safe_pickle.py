@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -102,40 +102,20 @@ for _core in ("numpy.core", "numpy._core"):
     ARRAY_BUILDERS[(f"{_core}.numeric", "_frombuffer")] = _from_buffer
 
 
-STATEFUL: tuple[type, ...] = (_Array, _Dtype, _Dict)
-
-
 # The C unpickler keeps its memo in an array as long as the largest index in the file, so that ten bytes can ask
 # for all memory; the one in Python keeps a dict. It is as fast here: nearly all of a file is a few large blocks.
 class ArrayUnpickler(pickle._Unpickler):
-    """Unpickler of arrays and containers.
-
-    Args:
-        file: open binary file.
-        builders: the classes and functions that the file may name.
-        placeholder: called with (module, name) for anything else; None makes that an error.
-        stateful: classes whose instances may be given a state.
-    """
+    """Unpickler of arrays and containers."""
 
     dispatch = dict(pickle._Unpickler.dispatch)
-
-    def __init__(
-        self,
-        file: BinaryIO,
-        builders: dict[tuple[str, str], Any] = ARRAY_BUILDERS,
-        placeholder: Callable[[str, str], Any] | None = None,
-        stateful: tuple[type, ...] = STATEFUL,
-    ) -> None:
-        super().__init__(file)
-        self.builders = builders
-        self.placeholder = placeholder
-        self.stateful = stateful
+    builders = ARRAY_BUILDERS
+    """The classes and functions that the file may name."""
+    stateful: tuple[type, ...] = (_Array, _Dtype, _Dict)
+    """Classes whose instances may be given a state."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.builders:
             return self.builders[(module, name)]
-        if self.placeholder is not None:
-            return self.placeholder(module, name)
         raise UnsafeFileError(f"asks for {module}.{name}; a file of weights holds arrays only, so it was not read")
 
     def _set_state(self) -> None:

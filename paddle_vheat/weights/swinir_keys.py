@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat.errors import UserError
+from paddle_vheat.weights import key_map
+from paddle_vheat.weights.key_map import is_state, renamed
 from paddle_vheat.weights.loading import LoadReport, load_state
 from paddle_vheat.weights.torch_file import read_torch_file
 
@@ -38,44 +40,21 @@ _LINEAR = re.compile(r".*\.(qkv|proj|linear|to_k|out_linear|fc1|fc2)\.weight")
 
 def our_name(published: str) -> str | None:
     """Our parameter name for a published one; None where there is none."""
-    for pattern, target in _RULES:
-        match = re.fullmatch(pattern, published)
-        if match:
-            return target.format(*match.groups())
-    return None
+    return renamed(published, _RULES)
 
 
 def convert_state(state: Mapping[str, np.ndarray], source: str = "the checkpoint") -> dict[str, np.ndarray]:
-    """Our names and arrays (views of the given ones) for published ones, buffers dropped.
-
-    Raises:
-        UserError: naming ``source`` and the parameters that have no place in a model of ours.
-    """
-    converted: dict[str, np.ndarray] = {}
-    unexpected = []
-    for name, array in state.items():
-        if _BUFFER.fullmatch(name):
-            continue
-        target = our_name(name)
-        if target is None:
-            unexpected.append(name)
-        else:
-            converted[target] = array.T if _LINEAR.fullmatch(target) and array.ndim == 2 else array
-    if unexpected:
-        raise UserError(f"{source}: {len(unexpected)} unexpected keys for SwinIR: {', '.join(unexpected[:10])}")
-    return converted
+    """As :func:`paddle_vheat.weights.key_map.convert_state`, buffers dropped."""
+    parameters = {name: array for name, array in state.items() if not _BUFFER.fullmatch(name)}
+    return key_map.convert_state(parameters, source, our_name, _LINEAR)
 
 
 def _states(content: Any) -> dict[str, Mapping[str, np.ndarray]]:
     """The sets of weights in a checkpoint, by the key that they are under; "" for a bare one."""
     if not isinstance(content, Mapping):
         return {}
-    found = {"params": content.get("params"), "params_ema": content.get("params_ema"), "": content}
-    return {
-        key: state
-        for key, state in found.items()
-        if isinstance(state, Mapping) and state and all(isinstance(v, np.ndarray) for v in state.values())
-    }
+    found: dict[str, Any] = {"params": content.get("params"), "params_ema": content.get("params_ema"), "": content}
+    return {key: state for key, state in found.items() if is_state(state)}
 
 
 def _pick_state(content: Any, path: str | Path, ema: bool = False) -> Mapping[str, np.ndarray]:

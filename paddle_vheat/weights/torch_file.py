@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat._files import no_such_file
-from paddle_vheat.weights.safe_pickle import ARRAY_BUILDERS, STATEFUL, ArrayUnpickler, UnsafeFileError, errors_naming
+from paddle_vheat.weights.safe_pickle import ARRAY_BUILDERS, ArrayUnpickler, UnsafeFileError, errors_naming
 
 # bfloat16 has no NumPy dtype: it is read as uint16 and widened to float32 below.
 _STORAGE_DTYPES = {
@@ -85,26 +85,24 @@ def _rebuild_parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-_BUILDERS: dict[tuple[str, str], Any] = {
-    **ARRAY_BUILDERS,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{("torch", name): _StorageType(name) for name in _STORAGE_DTYPES},
-}
-
-
 class _TorchUnpickler(ArrayUnpickler):
+    builders = {
+        **ARRAY_BUILDERS,
+        ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+        ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+        **{("torch", name): _StorageType(name) for name in _STORAGE_DTYPES},
+    }
+    stateful = (*ArrayUnpickler.stateful, Placeholder)
+
     def __init__(self, archive: zipfile.ZipFile, root: str, size: int) -> None:
         self.archive = archive
         self.root = root
         self.left = size  # bytes of the file that have not been used yet
         self.storages: dict[str, np.ndarray] = {}
-        super().__init__(
-            io.BytesIO(self.read_entry("data.pkl")),
-            _BUILDERS,
-            placeholder=lambda module, name: Placeholder,
-            stateful=(*STATEFUL, Placeholder),
-        )
+        super().__init__(io.BytesIO(self.read_entry("data.pkl")))
+
+    def find_class(self, module: str, name: str) -> Any:
+        return self.builders.get((module, name), Placeholder)
 
     def read_entry(self, name: str) -> bytes:
         """An entry of the archive; no more of them than the file can hold, so that a small one stays small."""

@@ -186,7 +186,7 @@ def test_every_parameter_has_one_name_there(stand_in):
     assert theirs["neck.fpn_inner_res2_sum_lateral.weight"] is state["neck.laterals.0.weight"]
     assert theirs["mask_head.head.upsample.mask_inter_feat_4.bias"] is state["roi_head.mask_head.convs.3.bias"]
     with pytest.raises(ValueError, match=r"no parameter of a Mask R-CNN is called 'neck\.extra\.weight'"):
-        stand_in.ours.paddledet_name("neck.extra.weight")
+        stand_in.ours.to_paddledet({"neck.extra.weight": None})
 
 
 CONFIG = """

@@ -107,8 +107,8 @@ def test_models_take_the_arguments_of_their_parents_and_pretrained(name):
 def test_registering_again_changes_nothing():
     before = dict(manager.BACKBONES.components_dict), dict(manager.MODELS.components_dict)
     for component in (seg.vHeat, seg.vHeat_tiny, seg.vHeat_small, seg.vHeat_base):
-        assert seg._register(manager.BACKBONES, component) is component
-    assert seg._register(manager.MODELS, seg.UPerNetMMSeg) is seg.UPerNetMMSeg
+        seg.seg_transforms.register(manager.BACKBONES, component)
+    seg.seg_transforms.register(manager.MODELS, seg.UPerNetMMSeg)
     assert (dict(manager.BACKBONES.components_dict), dict(manager.MODELS.components_dict)) == before
 
 

@@ -24,9 +24,7 @@ def micro_upernet():
 @pytest.fixture
 def reference_model(golden_checkpoint):
     model = micro_upernet()
-    state, unexpected = convert_state(read_torch_file(golden_checkpoint("upernet_micro"))["state_dict"])
-    assert not unexpected
-    load_state(model, state, "reference")
+    load_state(model, convert_state(read_torch_file(golden_checkpoint("upernet_micro"))["state_dict"]), "reference")
     model.eval()
     return model
 

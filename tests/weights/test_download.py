@@ -243,13 +243,6 @@ def test_redirections_that_are_not_followed(server):
         fetch("file:///etc/passwd")
 
 
-def test_a_disk_that_is_known_to_be_too_small(server, monkeypatch):
-    usage = type("Usage", (), {"free": 1 << 19})
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(DownloadError, match=r"1 MiB are needed, and 0 MiB free; .*PADDLE_VHEAT_HOME"):
-        fetch(f"{server.address}/plain/a.pth")
-
-
 def test_a_disk_that_fills_up(server, tmp_path):
     """By the limit on a file's size, which like a full disk lets a part of it be written."""
     script = (
@@ -382,7 +375,7 @@ def test_conversion_of_a_published_file_is_strict(tmp_path):
     state = random_state(published_shapes(16, (1, 1, 2, 1), False, size=64, classes=10))
     del state["layers.2.1.op.linear.bias"]
     write_torch_file(tmp_path / "a.pth", {"model": state})
-    with pytest.raises(ValueError, match=r"a\.pth: .*1 missing"):
+    with pytest.raises(ValueError, match=r"a\.pth does not fit VHeatClassifier .1 missing"):
         read_weights(tmp_path / "a.pth")
 
 

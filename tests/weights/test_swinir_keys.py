@@ -128,7 +128,7 @@ BLOCK = {
 
 
 def test_unexpected_missing_and_misshaped_parameters_are_named(tmp_path, published):
-    with pytest.raises(UserError, match=r"some.pth: 2 unexpected keys for SwinIR: upsample.0.weight, layers.0.x"):
+    with pytest.raises(UserError, match=r"some.pth: unexpected keys \(2\): upsample.0.weight, layers.0.x"):
         convert_state({**published, "upsample.0.weight": published["norm.bias"], "layers.0.x": 0}, "some.pth")
     path = tmp_path / "model.pth"
     write_torch_file(path, {key: value for key, value in published.items() if key != "norm.bias"})

@@ -9,16 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from paddle_vheat._paddle import F, nn
-from paddle_vheat.models.layers import spatial_size
+from paddle_vheat.models.layers import init_layer, spatial_size
 
 Tensor = Any
-
-
-def init_layer(layer: Any, weight: Any) -> Any:
-    """The layer, its weight filled by the initializer ``weight``, its bias with zeros."""
-    weight(layer.weight)
-    nn.initializer.Constant(0.0)(layer.bias)
-    return layer
 
 
 class FPN(nn.Layer):

@@ -7,7 +7,7 @@ mmdetection 3.3.0, whose results this one equals (``tests/models/mask_rcnn``); t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -84,33 +84,11 @@ class MaskRCNN(nn.Layer):
         """Images (B, 3, H, W) -> the pyramid: five maps (B, channels, ., .) at strides 4 to 64."""
         return self.neck(self.backbone(images))
 
-    def rpn_outputs(self, pyramid: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """For each level scores (B, 3, H, W), logits, and deltas (B, 12, H, W)."""
-        return self.rpn_head(pyramid)
-
     def proposals(self, scores: Sequence[Tensor], deltas: Sequence[Tensor], sizes: Tensor) -> list[Tensor]:
         """For each image boxes (n, 4), best first; ``sizes`` (B, 2) are the heights and widths before padding."""
         options = self.selection
         per_level = options.train_per_level if self.training else options.test_per_level
         return select_proposals(scores, deltas, sizes.astype("float32"), per_level, options.proposals)
-
-    def roi_outputs(
-        self, pyramid: Sequence[Tensor], boxes: Tensor, counts: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Scores (n, num_classes + 1), logits with the background last, and deltas (n, 4 * num_classes).
-
-        Args:
-            pyramid: from :meth:`forward_features`; the first four levels are read.
-            boxes: (n, 4), those of the first image first.
-            counts: (B,) int32, boxes of each image; None for a batch of one.
-        """
-        return self.roi_head.classify(pyramid, boxes, _counts(boxes, counts))
-
-    def mask_logits(
-        self, pyramid: Sequence[Tensor], boxes: Tensor, labels: Tensor, counts: Tensor | None = None
-    ) -> Tensor:
-        """Mask logits (n, 28, 28) of boxes (n, 4) for classes (n,); see :meth:`roi_outputs`."""
-        return self.roi_head.segment(pyramid, boxes, _counts(boxes, counts), labels)
 
     def losses(self, images: Tensor, targets: Sequence[Mapping[str, Any]], sampler: Sampler) -> dict[str, Tensor]:
         """The five losses of training, all of weight 1.
@@ -128,7 +106,7 @@ class MaskRCNN(nn.Layer):
         """
         truths = [_as_tensors(target) for target in targets]
         pyramid = self.forward_features(images)
-        scores, deltas = self.rpn_outputs(pyramid)
+        scores, deltas = self.rpn_head(pyramid)
         losses = rpn_losses(scores, deltas, truths, self.selection.rpn_samples, sampler)
         sizes = paddle.to_tensor(np.asarray([truth["image_size"] for truth in truths], np.float32))
         proposals = self.proposals(scores, deltas, sizes)
@@ -138,9 +116,10 @@ class MaskRCNN(nn.Layer):
 
     def detect(self, pyramid: Sequence[Tensor], sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """For each image boxes (m, 4), probabilities (m,) and labels (m,); see :func:`select_detections`."""
-        proposals = self.proposals(*self.rpn_outputs(pyramid), sizes)
-        counts = paddle.concat([_counts(boxes, None) for boxes in proposals])
-        scores, deltas = self.roi_outputs(pyramid, paddle.concat(proposals), counts)
+        scores, deltas = self.rpn_head(pyramid)
+        proposals = self.proposals(scores, deltas, sizes)
+        counts = paddle.concat([paddle.shape(boxes)[:1].astype("int32") for boxes in proposals])
+        scores, deltas = self.roi_head.classify(pyramid, paddle.concat(proposals), counts)
         detections, end, sizes, options = [], 0, sizes.astype("float32"), self.selection
         for i, boxes in enumerate(proposals):
             start, end = end, end + size_of(boxes, 0)
@@ -169,7 +148,7 @@ class MaskRCNN(nn.Layer):
         logits = paddle.zeros([0, 2 * MASK_SIZE, 2 * MASK_SIZE])
         if sum(numbers):
             boxes, labels = (paddle.concat([image[key] for image in found]) for key in ("boxes", "labels"))
-            logits = self.mask_logits(pyramid, boxes, labels, paddle.to_tensor(numbers, "int32"))
+            logits = self.roi_head.segment(pyramid, boxes, labels, paddle.to_tensor(numbers, "int32"))
         for i, image in enumerate(found):
             image["mask_logits"] = logits[sum(numbers[:i]) : sum(numbers[: i + 1])]
         return found
@@ -185,13 +164,9 @@ class MaskRCNN(nn.Layer):
             return self.losses(images, targets, sampler)
         pyramid = self.forward_features(images)
         boxes, scores, labels = self.detect(pyramid, sizes)[0]
-        return boxes, scores, labels, self.mask_logits(pyramid, boxes, labels)
+        return boxes, scores, labels, self.roi_head.segment(pyramid, boxes, labels)
 
     fold = fold
-
-
-def _counts(boxes: Tensor, counts: Tensor | None) -> Tensor:
-    return paddle.shape(boxes)[:1].astype("int32") if counts is None else counts
 
 
 def _as_tensors(target: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,8 +181,6 @@ def _as_tensors(target: Mapping[str, Any]) -> dict[str, Any]:
 
 
 MODELS = {f"mask_rcnn_{name}": name for name in VARIANTS}
-# Stochastic depth of the published 1x schedules; the 3x ones of tiny and small have 0.2 and 0.4.
-DROP_PATH_RATES = {"vheat_tiny": 0.1, "vheat_small": 0.3, "vheat_base": 0.5}
 
 
 def build_mask_rcnn(
@@ -225,15 +198,14 @@ def build_mask_rcnn(
     Args:
         variant: one of ``MODELS``, such as ``mask_rcnn_vheat_tiny``.
         num_classes, channels, fc_channels, selection: see :class:`MaskRCNN`.
-        img_size, drop_path_rate, recompute: see :class:`paddle_vheat.models.VHeat`; None takes the rate of the
-            published 1x schedule.
+        img_size, drop_path_rate, recompute: see :class:`paddle_vheat.models.VHeat`; None takes the variant's rate,
+            which is also that of the published 1x schedule (the 3x ones of tiny and small have 0.2 and 0.4).
 
     Raises:
         ValueError: for an unknown name.
     """
     if variant not in MODELS:
         raise ValueError(f"build_mask_rcnn: {unknown_name('model', variant, list(MODELS))}")
-    options = asdict(VARIANTS[MODELS[variant]])
-    options["drop_path_rate"] = DROP_PATH_RATES[MODELS[variant]] if drop_path_rate is None else drop_path_rate
-    backbone = VHeat(**options, img_size=img_size, recompute=recompute, out_norms=True)
+    options = VARIANTS[MODELS[variant]].options(drop_path_rate=drop_path_rate, img_size=img_size, recompute=recompute)
+    backbone = VHeat(**options, out_norms=True)
     return MaskRCNN(num_classes, backbone, channels, fc_channels, selection)

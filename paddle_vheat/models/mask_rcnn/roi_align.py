@@ -30,7 +30,7 @@ def box_levels(boxes: Tensor) -> Tensor:
     return level
 
 
-def roi_features(pyramid: Sequence[Tensor], boxes: Tensor, counts: Tensor, size: int) -> Tensor:
+def roi_features(pyramid: Sequence[Tensor], boxes: Tensor, counts: Tensor | None, size: int) -> Tensor:
     """Each box's part of its level, averaged over ``size`` x ``size`` bins.
 
     The number of samples of a bin follows the box's size (one a cell, rounded up), half-pixel centres are exact. A
@@ -39,12 +39,14 @@ def roi_features(pyramid: Sequence[Tensor], boxes: Tensor, counts: Tensor, size:
     Args:
         pyramid: (B, C, H_i, W_i), at least four levels.
         boxes: (n, 4) in pixels, those of the first image first, n at least 1.
-        counts: (B,) int32, boxes of each image.
+        counts: (B,) int32, boxes of each image; None for a batch of one.
         size: bins a side of the result.
 
     Returns:
         (n, C, size, size) float32.
     """
+    if counts is None:
+        counts = paddle.shape(boxes)[:1].astype("int32")
     maps = [feature.astype("float32") for feature in pyramid[:LEVELS]]  # pixels of a large image need float32
     # No statement but this one: the conversion to a static graph would look into branches not taken.
     return (

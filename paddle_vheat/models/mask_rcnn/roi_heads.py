@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat.models.layers import init_layer
 from paddle_vheat.models.mask_rcnn.assign import Sampler, assign, sample
 from paddle_vheat.models.mask_rcnn.boxes import decode, encode, grouped_nms, iou
-from paddle_vheat.models.mask_rcnn.fpn import init_layer
 from paddle_vheat.models.mask_rcnn.masks import mask_targets
 from paddle_vheat.models.mask_rcnn.roi_align import roi_features
 from paddle_vheat.ops.dct import size_of
@@ -66,13 +66,6 @@ class MaskHead(nn.Layer):
         return self.classifier(F.relu(self.upsample(x)))
 
 
-def logits_of_class(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of mask logits (n, num_classes, h, w) those of one class each, labels (n,) int64: (n, h, w)."""
-    _, classes, height, width = logits.shape
-    first = paddle.arange(0, size_of(labels, 0), 1, dtype="int64") * classes
-    return paddle.gather(logits.reshape([-1, height, width]), first + labels)
-
-
 class RoIHead(nn.Layer):
     """Box head and mask head on the features of boxes."""
 
@@ -82,15 +75,20 @@ class RoIHead(nn.Layer):
         self.box_head = BoxHead(channels, fc_channels, num_classes)
         self.mask_head = MaskHead(channels, num_classes)
 
-    def classify(self, pyramid: Sequence[Tensor], boxes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (n, num_classes + 1), logits, and deltas (n, 4 * num_classes) of boxes (n, 4), float32."""
+    def classify(self, pyramid: Sequence[Tensor], boxes: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores (n, num_classes + 1), logits with the background last, and deltas (n, 4 * num_classes), float32.
+
+        Arguments as of :func:`roi_features`.
+        """
         scores, deltas = self.box_head(roi_features(pyramid, boxes, counts, BOX_SIZE))
         return scores.astype("float32"), deltas.astype("float32")
 
-    def segment(self, pyramid: Sequence[Tensor], boxes: Tensor, counts: Tensor, labels: Tensor) -> Tensor:
+    def segment(self, pyramid: Sequence[Tensor], boxes: Tensor, labels: Tensor, counts: Tensor | None = None) -> Tensor:
         """Mask logits (n, 28, 28) float32 of boxes (n, 4) for their classes (n,)."""
         logits = self.mask_head(roi_features(pyramid, boxes, counts, MASK_SIZE))
-        return logits_of_class(logits, labels).astype("float32")
+        _, classes, height, width = logits.shape
+        first = paddle.arange(0, size_of(labels, 0), 1, dtype="int64") * classes
+        return paddle.gather(logits.reshape([-1, height, width]), first + labels).astype("float32")
 
     def losses(
         self,
@@ -126,7 +124,7 @@ class RoIHead(nn.Layer):
         said = paddle.gather(deltas.reshape([-1, 4]), positive * self.num_classes + labels)
         losses["loss_bbox"] = (said - wanted).abs().sum() / deltas.shape[0]
         counts = paddle.to_tensor([choice["owners"].shape[0] for choice in chosen], "int32")
-        logits = self.segment(pyramid, boxes, counts, labels)
+        logits = self.segment(pyramid, boxes, labels, counts)
         return {**losses, "loss_mask": F.binary_cross_entropy_with_logits(logits, masks)}
 
     def _sample(self, proposals: Tensor, target: dict[str, Any], samples: int, sampler: Sampler) -> dict[str, Tensor]:

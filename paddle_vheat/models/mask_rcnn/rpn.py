@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat.models.layers import init_layer
 from paddle_vheat.models.mask_rcnn.anchors import RATIOS, STRIDES, are_inside, grid_anchors
 from paddle_vheat.models.mask_rcnn.assign import Sampler, assign, sample
 from paddle_vheat.models.mask_rcnn.boxes import decode, encode, grouped_nms, iou
-from paddle_vheat.models.mask_rcnn.fpn import init_layer
 from paddle_vheat.ops.dct import known_size, size_of
 
 Tensor = Any
@@ -48,10 +48,6 @@ def _by_anchor(level: Tensor, values: int) -> Tensor:
     return ordered.reshape([0 if batch is None else batch, -1, values])
 
 
-def _anchors(level: Tensor, stride: int) -> Tensor:
-    return grid_anchors(size_of(level, 2), size_of(level, 3), stride)
-
-
 def _best(scores: Tensor, count: int) -> Tensor:
     """Indices of the ``count`` best of scores (n,), or of all."""
     n = size_of(scores, 0)
@@ -75,8 +71,7 @@ def select_proposals(
         For each image boxes (n, 4), best first, with n from 1 to ``count``: if no box has a positive area (which
         untrained weights may bring about), one without area is given.
     """
-    strides = STRIDES[: len(scores)]
-    anchors = [_anchors(level, stride) for level, stride in zip(scores, strides)]
+    anchors = [grid_anchors(size_of(level, 2), size_of(level, 3), stride) for level, stride in zip(scores, STRIDES)]
     probabilities = [F.sigmoid(_by_anchor(level, 1).squeeze(2)) for level in scores]
     offsets = [_by_anchor(level, 4) for level in deltas]
     return [

@@ -33,11 +33,11 @@ class Whole(nn.Layer):
     def forward(self, image: Any, size: Any) -> Any:
         model, options = self.model, self.model.selection
         pyramid = model.forward_features(image)
-        proposals = model.proposals(*model.rpn_outputs(pyramid), size)[0]
-        logits, deltas = model.roi_outputs(pyramid, proposals)
+        proposals = model.proposals(*model.rpn_head(pyramid), size)[0]
+        logits, deltas = model.roi_head.classify(pyramid, proposals)
         limits = options.score_threshold, options.detections
         boxes, scores, labels = select_detections(proposals, logits, deltas, size[0], *limits)
-        return proposals, logits, boxes, scores, labels, model.mask_logits(pyramid, boxes, labels)
+        return proposals, logits, boxes, scores, labels, model.roi_head.segment(pyramid, boxes, labels)
 
 
 class Features(nn.Layer):
@@ -61,7 +61,7 @@ class Boxes(nn.Layer):
         self.head = model.roi_head
 
     def forward(self, map0: Any, map1: Any, map2: Any, map3: Any, boxes: Any) -> Any:
-        return self.head.classify([map0, map1, map2, map3], boxes, paddle.shape(boxes)[:1].astype("int32"))
+        return self.head.classify([map0, map1, map2, map3], boxes)
 
 
 class MaskLogits(nn.Layer):
@@ -72,8 +72,7 @@ class MaskLogits(nn.Layer):
         self.head = model.roi_head
 
     def forward(self, map0: Any, map1: Any, map2: Any, map3: Any, boxes: Any, labels: Any) -> Any:
-        counts = paddle.shape(boxes)[:1].astype("int32")
-        return self.head.segment([map0, map1, map2, map3], boxes, counts, labels)
+        return self.head.segment([map0, map1, map2, map3], boxes, labels)
 
 
 def unmatched(found: Sequence[np.ndarray], expected: Sequence[np.ndarray], score: int | None) -> float:

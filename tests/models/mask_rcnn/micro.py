@@ -7,7 +7,7 @@ import numpy as np
 from paddle_vheat._paddle import paddle
 from paddle_vheat.models.mask_rcnn import MaskRCNN, Selection
 from paddle_vheat.models.vheat import VHeat
-from paddle_vheat.weights.detection_keys import detection_key_map
+from paddle_vheat.weights.key_map import convert_state
 from paddle_vheat.weights.loading import load_state
 from paddle_vheat.weights.torch_file import read_torch_file
 
@@ -25,14 +25,9 @@ def micro_detector(**selection) -> MaskRCNN:
     return MaskRCNN(5, micro_backbone(), 32, 48, Selection(**{**numbers, **selection}))
 
 
-def convert(state):
-    """Published names and arrays -> ours."""
-    return {ours: transform.to_ours(state[name]) for name, (ours, transform) in detection_key_map(state).items()}
-
-
 def reference_detector(path, **selection) -> MaskRCNN:
     model = micro_detector(**selection)
-    load_state(model, convert(read_torch_file(path)["state_dict"]), "the reference")
+    load_state(model, convert_state(read_torch_file(path)["state_dict"]), "the reference")
     model.eval()
     return model
 

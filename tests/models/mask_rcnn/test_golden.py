@@ -12,7 +12,7 @@ import pytest
 from paddle_vheat._paddle import paddle
 from paddle_vheat.deploy.detection_ops import paste_mask
 from paddle_vheat.models.mask_rcnn.roi_align import _by_operator, _by_products, box_levels
-from paddle_vheat.weights.detection_keys import detection_key_map
+from paddle_vheat.weights.key_map import our_name
 from tests.conftest import golden, relative_error, sample
 from tests.models.mask_rcnn.micro import CASES, batch, every_nth, reference_detector, targets, unpack
 
@@ -63,7 +63,7 @@ def test_pyramid_and_rpn(model, data, pyramids, case):
         for i, feature in enumerate(pyramids[case]):
             every_second = case == "b" and i == 0
             close(feature[:, ::2] if every_second else feature, data[f"{case}/fpn{i}"], MAPS)
-        scores, deltas = model.rpn_outputs(pyramids[case])
+        scores, deltas = model.rpn_head(pyramids[case])
         for i in range(5):
             close(scores[i], data[f"{case}/rpn_cls{i}"])
             close(deltas[i], data[f"{case}/rpn_reg{i}"])
@@ -82,7 +82,7 @@ def test_roi_heads(model, data, pyramids, case):
         for features in (_by_operator(maps, boxes, counts, 7), _by_products(maps, boxes.numpy(), counts.tolist(), 7)):
             close(features[:4], data[f"{case}/roi_feat_first"])
             close(features.mean(axis=[2, 3]), data[f"{case}/roi_feat_mean"])
-        scores, deltas = model.roi_outputs(pyramids[case], boxes, counts)
+        scores, deltas = model.roi_head.classify(pyramids[case], boxes, counts)
     close(scores, data[f"{case}/cls_score"])
     close(deltas, data[f"{case}/bbox_pred"])
 
@@ -97,8 +97,8 @@ def test_boxes_on_every_level_and_beyond_the_edges(model, data, pyramids, case):
         maps = pyramids[case][:4]
         for features in (_by_operator(maps, boxes, counts, 7), _by_products(maps, boxes.numpy(), counts.tolist(), 7)):
             close(features[:, ::4], data[f"{case}/fixed_roi_feat"][order])
-        scores, deltas = model.roi_outputs(pyramids[case], boxes, counts)
-        masks = model.mask_logits(pyramids[case], boxes, labels, counts)
+        scores, deltas = model.roi_head.classify(pyramids[case], boxes, counts)
+        masks = model.roi_head.segment(pyramids[case], boxes, labels, counts)
     close(scores, data[f"{case}/fixed_cls_score"][order])
     close(deltas, data[f"{case}/fixed_bbox_pred"][order])
     close(masks, data[f"{case}/fixed_mask_logits_class2"][order])
@@ -131,8 +131,8 @@ def test_losses_and_gradients(golden_checkpoint, data, case):
         assert float(loss) == pytest.approx(float(data[f"{case}/train/{name}"]), rel=LOSSES)
     sum(losses.values()).backward()
     names = [str(name) for name in data[f"{case}/train/grad_names"]]
-    ours, parameters = detection_key_map(names), dict(model.named_parameters())
-    assert {ours[name][0] for name in names} == set(parameters)
+    ours, parameters = {name: our_name(name) for name in names}, dict(model.named_parameters())
+    assert set(ours.values()) == set(parameters)
     for name, norm in zip(names, data[f"{case}/train/grad_norms"]):
-        gradient = parameters[ours[name][0]].grad.numpy().astype(np.float64)
+        gradient = parameters[ours[name]].grad.numpy().astype(np.float64)
         assert np.linalg.norm(gradient) == pytest.approx(float(norm), rel=GRADIENTS), name
