@@ -142,13 +142,15 @@ def are_evaluated_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
 
 def apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """``layer(x)``."""
-    return _apply_linear(layer, x) if paddle.in_dynamic_mode() and are_evaluated_on_cpu(x, layer) else layer(x)
+    return (
+        affine(x, layer.weight, layer.bias) if paddle.in_dynamic_mode() and are_evaluated_on_cpu(x, layer) else layer(x)
+    )
 
 
-def _apply_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    rows, columns = layer.weight.shape
-    flat = paddle.addmm(layer.bias.unsqueeze(0), x.reshape([-1, rows]), layer.weight)
-    return flat.reshape([*x.shape[:-1], columns])
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(..., C) -> (..., D): a linear layer, its bias being what the product is added to."""
+    rows, columns = weight.shape
+    return paddle.addmm(bias.unsqueeze(0), x.reshape([-1, rows]), weight).reshape([*x.shape[:-1], columns])
 
 
 def convolve_channels_last(convolution: nn.Conv2D, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 from paddle_vheat._paddle import paddle
 from paddle_vheat.ops.dct import cosine_basis
+from paddle_vheat.ops.fold import affine
 from paddle_vheat.ops.heat import _dct_map
 from paddle_vheat.ops.native import run
 
@@ -50,11 +51,6 @@ def flat(x: Tensor) -> Tensor:
 def column_sums(x: Tensor) -> Tensor:
     """(N, C) -> (C,)."""
     return paddle.matmul(paddle.ones([1, x.shape[0]], x.dtype), x).reshape([-1])
-
-
-def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(..., C) -> (..., D): a linear layer, its bias being what the product is added to."""
-    return paddle.addmm(bias.unsqueeze(0), flat(x), weight).reshape([*x.shape[:-1], weight.shape[1]])
 
 
 def needed(*inputs: Tensor) -> list[bool]:

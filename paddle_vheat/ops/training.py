@@ -13,7 +13,8 @@ from typing import Any
 
 from paddle_vheat._paddle import F, nn, no_autocast, paddle
 from paddle_vheat.ops import fused, native
-from paddle_vheat.ops.fused import affine, column_sums, needed, wanted
+from paddle_vheat.ops.fold import affine
+from paddle_vheat.ops.fused import column_sums, needed, wanted
 from paddle_vheat.ops.heat import HeatConduction2D
 
 Tensor = Any
