@@ -13,7 +13,6 @@ import numpy as np
 
 from paddle_vheat.deploy.detection_ops import paste_mask
 from paddle_vheat.engine.task import Scores
-from paddle_vheat.errors import UserError
 from paddle_vheat.tasks.detection.coco import CocoDataset, decode_mask, mask_library
 from paddle_vheat.tasks.detection.visualize import to_original
 
@@ -63,7 +62,6 @@ class CocoEvaluator:
     """
 
     def __init__(self, dataset: CocoDataset, save: Callable[[str], Any] | None = None) -> None:
-        mask_library()
         self.dataset, self.save = dataset, save
         self.results: list[Result] = []
         self.images: list[int] = []
@@ -98,7 +96,7 @@ class CocoEvaluator:
 
 
 def evaluate_results(
-    annotations: dict[str, Any], results: Sequence[Result], kind: str, images: Sequence[int] | None = None
+    annotations: dict[str, Any], results: Sequence[Result], kind: str, images: Sequence[int]
 ) -> list[float]:
     """COCO's twelve figures from 0 to 1, by ``pycocotools``; NaN where there is no object of that size.
 
@@ -106,7 +104,7 @@ def evaluate_results(
         annotations: contents of COCO's JSON; left as they are.
         results: entries of COCO's result JSON.
         kind: "bbox" or "segm".
-        images: ids of the images that count; None for all.
+        images: ids of the images that count.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -115,9 +113,6 @@ def evaluate_results(
         truth = COCO()
         truth.dataset = _complete(annotations)
         truth.createIndex()
-        unknown = {one["image_id"] for one in results} - set(truth.imgs)
-        if unknown:
-            raise UserError(f"a detection is of image {min(unknown)}, which is not among the annotated ones")
         # With a box beside it, the library would take the box's area for the mask's.
         entries = [{k: v for k, v in one.items() if kind == "bbox" or k != "bbox"} for one in results]
         found = truth.loadRes(entries) if entries else COCO()
@@ -125,8 +120,7 @@ def evaluate_results(
             found.dataset = {**truth.dataset, "annotations": []}
             found.createIndex()
         evaluation = COCOeval(truth, found, kind)
-        if images is not None:
-            evaluation.params.imgIds = sorted(set(images))
+        evaluation.params.imgIds = sorted(set(images))
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -23,7 +23,7 @@ from paddle_vheat.errors import MissingFileError, UserError
 from paddle_vheat.models.mask_rcnn import random_sampler
 from paddle_vheat.tasks.detection import config as schema
 from paddle_vheat.tasks.detection.coco import CocoDataset, read_annotations
-from paddle_vheat.tasks.detection.deploy import MASK, Context, Options, detection_rows, make_prediction
+from paddle_vheat.tasks.detection.deploy import Context, Options, detections_of, make_prediction
 from paddle_vheat.tasks.detection.evaluator import CocoEvaluator
 from paddle_vheat.tasks.detection.export import detection_spec
 from paddle_vheat.tasks.detection.transforms import EvalTransform, TrainTransform, pad, padded_size
@@ -151,16 +151,7 @@ class DetectionTask:
 
     def infer_exported(self, predictor: Any, batch: dict[str, Any]) -> list[dict[str, np.ndarray]]:
         files = [self.dataset("val").files(meta["index"])[0] for meta in batch["meta"]]
-        rows = [predictor.outputs([file])[0]["detections"] for file in files]
-        return [
-            {
-                "boxes": row[:, :4],
-                "scores": row[:, 4],
-                "labels": row[:, 5].astype(np.int64),
-                "mask_logits": row[:, 6:].reshape(-1, MASK, MASK),
-            }
-            for row in rows
-        ]
+        return [detections_of(predictor.outputs([file])[0]["detections"]) for file in files]
 
     def evaluator(self) -> CocoEvaluator:
         path = self.save_json if paddle.distributed.get_rank() == 0 else None
@@ -175,10 +166,9 @@ class DetectionTask:
         image = read_bgr(path)
         sample = self._eval_transform(image, {})
         with evaluating(model):
-            found = self.infer(model, to_tensors(self.collate([sample])))
-        rows = detection_rows(*(found[0][name] for name in ("boxes", "scores", "labels", "mask_logits")))
+            (found,) = self.infer(model, to_tensors(self.collate([sample])))
         context = Context((image.shape[0], image.shape[1]), sample["meta"]["shape"])
-        return make_prediction(rows, context, self.class_names, self.threshold)
+        return make_prediction(found, context, self.class_names, self.threshold)
 
     # --- export -----------------------------------------------------------------------------------------
 
