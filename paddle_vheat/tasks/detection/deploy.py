@@ -103,7 +103,7 @@ class Processor:
             problems.append(f"'{description.options_at}.scale' must be [longest, shortest], got {options.scale}")
         if problems:
             raise description.error(*problems)
-        self.transform = EvalTransform(options.scale, options.mean, options.std)
+        self.transform = EvalTransform(options)
         self.programs = signatures(options, description.input_shape)
 
     def prepare(self, image: Any) -> tuple[np.ndarray, Context]:
@@ -127,20 +127,10 @@ class Processor:
         return {"proposals": [one[0] for one in found], "detections": [one[1] for one in found]}
 
     def _one(self, programs: Mapping[str, Run], image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = image.shape[1], image.shape[2]
-        padded = pad(image, *padded_size([size[0]], [size[1]]))[None]
+        options, size = self.options, (image.shape[1], image.shape[2])
         if "model" in programs:
-            out = programs["model"](padded, np.asarray([size], np.float32))
-            real = out["scores"] > self.options.score_threshold  # the last row may stand for none
-            parts = [out[name][real] for name in ("boxes", "scores", "labels", "masks")]
-            return proposal_rows(out["proposals"], out["logits"]), detection_rows(*parts)
-        return self._by_parts(programs, padded, size)
-
-    def _by_parts(
-        self, programs: Mapping[str, Run], image: np.ndarray, size: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        options = self.options
-        out = programs["features"](image)
+            return rows_of(programs["model"], image, options.score_threshold)
+        out = programs["features"](padded(image))
         maps, scores, deltas = (
             [out[f"{name}{i}"] for i in range(count)]
             for name, count in (("map", MAPS), ("score", LEVELS), ("delta", LEVELS))
@@ -162,6 +152,19 @@ class Processor:
     def finish(self, outputs: Outputs, context: Context) -> DetectionPrediction:
         found = detections_of(outputs["detections"])
         return make_prediction(found, context, self.options.class_names, self.options.threshold)
+
+
+def padded(image: np.ndarray) -> np.ndarray:
+    """(3, h, w) as a batch of one whose sides are multiples of 32."""
+    return pad(image, *padded_size([image.shape[1]], [image.shape[2]]))[None]
+
+
+def rows_of(run: Run, image: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Proposals and detections of an image (3, h, w), as :class:`Processor` has them, by the program "model"."""
+    out = run(padded(image), np.asarray([image.shape[1:]], np.float32))
+    real = out["scores"] > threshold  # the last row may stand for none
+    parts = [out[name][real] for name in ("boxes", "scores", "labels", "masks")]
+    return proposal_rows(out["proposals"], out["logits"]), detection_rows(*parts)
 
 
 def proposal_rows(boxes: np.ndarray, logits: np.ndarray) -> np.ndarray:

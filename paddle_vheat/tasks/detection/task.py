@@ -101,18 +101,13 @@ class DetectionTask:
     def dataset(self, split: str) -> CocoDataset:
         block, transforms = getattr(self.options.data, split), self.options.transforms
         training = split == "train"
-        transform: Any = TrainTransform(transforms) if training else self._eval_transform
+        transform: Any = TrainTransform(transforms) if training else EvalTransform(transforms)
         classes = self.options.model.num_classes
         try:
             return CocoDataset(block.image_dir, block.annotations, transform, classes, training, block.skip_empty)
         except FileNotFoundError as error:
             hint = f"put the data there, or give --opts data.{split}.image_dir=FOLDER data.{split}.annotations=FILE"
             raise MissingFileError(f"{self.source}: {error}; {hint}") from error
-
-    @property
-    def _eval_transform(self) -> EvalTransform:
-        options = self.options.transforms
-        return EvalTransform(options.scale, options.mean, options.std)
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Images padded to the largest, to a multiple of 32 pixels; objects, of any number, in "meta" as "target"."""
@@ -164,7 +159,7 @@ class DetectionTask:
 
     def predict(self, model: Any, path: str) -> DetectionPrediction:
         image = read_bgr(path)
-        sample = self._eval_transform(image, {})
+        sample = EvalTransform(self.options.transforms)(image, {})
         with evaluating(model):
             (found,) = self.infer(model, to_tensors(self.collate([sample])))
         context = Context((image.shape[0], image.shape[1]), sample["meta"]["shape"])
