@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from figures import Curves, Panel, Scale, draw_bars, draw_curves, draw_maps
 
-from paddle_vheat._paddle import F, paddle
+from paddle_vheat._paddle import F, in_evaluation, paddle
 from paddle_vheat.analysis.attribution import (
     contribution_areas,
     contribution_shares,
@@ -28,7 +28,6 @@ from paddle_vheat.analysis.conduction import FREQUENCY_BINS, by_frequency, condu
 from paddle_vheat.analysis.observe import (
     Observation,
     backbone_of,
-    in_evaluation,
     observe,
     outputs_of,
     stage_layers,

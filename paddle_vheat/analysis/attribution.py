@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from paddle_vheat._paddle import F, paddle
-from paddle_vheat.analysis.observe import backbone_of, in_evaluation, outputs_of, stage_layers
+from paddle_vheat._paddle import F, in_evaluation, paddle
+from paddle_vheat.analysis.observe import backbone_of, outputs_of, stage_layers
 
 Tensor = Any
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paddle_vheat._paddle import nn, paddle
-from paddle_vheat.analysis.observe import in_evaluation
+from paddle_vheat._paddle import in_evaluation, nn, paddle
 from paddle_vheat.ops import HeatConduction2D
 from paddle_vheat.ops.heat import FoldedHeatConduction2D
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat._paddle import F, in_evaluation, nn, paddle
 from paddle_vheat.analysis.conduction import diffusivity_of
 from paddle_vheat.models.vheat import VHeat
 from paddle_vheat.ops.heat import FoldedHeatConduction2D, HeatConduction2D, conduct_heat
@@ -116,18 +116,6 @@ def outputs_of(layer: Any) -> Iterator[list[Any]]:
         yield kept
     finally:
         handle.remove()
-
-
-@contextlib.contextmanager
-def in_evaluation(network: Any) -> Iterator[None]:
-    """Inside, the network is in evaluation mode."""
-    was_training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        if was_training:
-            network.train()
 
 
 def observe(model: Any, image: Tensor) -> list[Observation]:
