@@ -108,7 +108,8 @@ class Task(Protocol):
     """Model, data, losses and scores that a configuration describes.
 
     A task reads its configuration once, into frozen options, and reports everything that is wrong with it; nothing
-    is built before one of these methods is called.
+    is built before one of these methods is called. A class that inherits this one has what most tasks do where nothing
+    is asked for.
     """
 
     name: str  # of its package in ``paddle_vheat.tasks``, or as it was registered
@@ -123,27 +124,35 @@ class Task(Protocol):
 
     def parameter_factors(self, model: Layer) -> Mapping[str, Factors]:
         """Factors of the learning rate and the weight decay, by the parameter's name; the default where absent."""
+        return {}
 
     def dataset(self, split: str) -> Dataset:
         """The "train" or "val" set."""
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Samples to a batch of arrays; ``engine.loader.stack`` where all have one size."""
+        """Samples to a batch of arrays; as it is here, they have one size."""
+        from paddle_vheat.engine.loader import stack
+
+        return stack(samples)
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
         """What is done to a training batch on the device (mixup); everything random is decided by ``seed``."""
+        return batch
 
     def losses(self, model: Layer, batch: Batch) -> dict[str, Tensor]:
         """Weighted scalar losses by name; the loop adds them up. ``model`` may be inside DataParallel."""
 
     def loss_layers(self) -> Layer | None:
         """Losses that have a state (a memory bank), as one layer, whose state belongs into checkpoints."""
+        return None
 
     def trial_batch(self) -> Batch | None:
         """A small batch to try model and losses on before the first step; None takes a real one."""
+        return None
 
     def eval_batches(self, dataset: Dataset, indices: Sequence[int]) -> list[list[int]]:
-        """The given samples in batches for evaluation."""
+        """The given samples in batches for evaluation: one by one where every image has its own size."""
+        return [[index] for index in indices]
 
     def infer(self, model: Layer, batch: Batch) -> Any:
         """The model's outputs for an evaluation batch, as the evaluator takes them."""
@@ -161,12 +170,16 @@ class Task(Protocol):
 
     def preview(self, model: Layer, count: int) -> list[np.ndarray]:
         """Pictures of a few validation samples for VisualDL, uint8 RGB (H, W, 3); [] for none."""
+        return []
 
     def predict(self, model: Layer, path: str) -> Prediction:
         """The prediction for an image file."""
 
     def load(self, model: Layer, path: str) -> Any:
         """Fill a model from a checkpoint file, strictly; returns a report that can be printed."""
+        from paddle_vheat.weights.loading import load_weights
+
+        return load_weights(model, path)
 
     def export_spec(self, model: Layer, input_shape: Sequence[int | None], flags: argparse.Namespace) -> ExportSpec:
         """How the model is exported."""

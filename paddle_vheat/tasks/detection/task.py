@@ -18,7 +18,7 @@ from paddle_vheat.data.image_file import read_bgr
 from paddle_vheat.engine.evaluate import evaluating
 from paddle_vheat.engine.loader import to_tensors
 from paddle_vheat.engine.optim import Factors
-from paddle_vheat.engine.task import ExportSpec, Metric
+from paddle_vheat.engine.task import ExportSpec, Metric, Task
 from paddle_vheat.errors import MissingFileError, UserError
 from paddle_vheat.models.mask_rcnn import random_sampler
 from paddle_vheat.tasks.detection import config as schema
@@ -29,12 +29,12 @@ from paddle_vheat.tasks.detection.export import detection_spec
 from paddle_vheat.tasks.detection.transforms import EvalTransform, TrainTransform, pad, padded_size
 from paddle_vheat.tasks.detection.visualize import DetectionPrediction
 from paddle_vheat.weights.download import local_file
-from paddle_vheat.weights.loading import LoadReport, load_detector, load_weights
+from paddle_vheat.weights.loading import load_detector
 
 BOX_AP = Metric("bbox_AP", scale=100.0, unit="%")
 
 
-class DetectionTask:
+class DetectionTask(Task):
     """Model, data, losses and scores that a configuration describes; arguments as of
     :class:`paddle_vheat.tasks.segmentation.task.SegmentationTask`."""
 
@@ -75,9 +75,6 @@ class DetectionTask:
         """No decay where the published names hold "norm"."""
         return {name: Factors(decay=0.0) for name in model.no_weight_decay()}
 
-    def loss_layers(self) -> None:
-        return None
-
     def losses(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         sampler = random_sampler(np.random.default_rng(batch["seed"]))
         targets = [meta["target"] for meta in batch["meta"]]
@@ -91,9 +88,6 @@ class DetectionTask:
         target = {"boxes": boxes, "labels": label, "masks": masks}
         none = {name: array[:0] for name, array in target.items()}
         return self.collate([{"img": image, **objects} for objects in (target, none)])
-
-    def load(self, model: Any, path: str) -> LoadReport:
-        return load_weights(model, path)
 
     # --- data -------------------------------------------------------------------------------------------
 
