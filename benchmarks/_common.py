@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paddle_vheat._paddle import paddle
 from paddle_vheat.ops import native
 
@@ -59,10 +61,6 @@ def matmul_limit() -> float:
     return 2 * 2048**3 / best / 1e9
 
 
-def _shape(value: Any) -> list[int]:
-    return list(value.shape)
-
-
 @contextlib.contextmanager
 def multiply_adds() -> Iterator[list[int]]:
     """Count the multiply-adds of matrix products and convolutions as Paddle is asked for them.
@@ -75,12 +73,11 @@ def multiply_adds() -> Iterator[list[int]]:
     total = [0]
     originals = {}
 
-    def product(x: Any, y: Any, transpose_x: bool, transpose_y: bool, output: Any) -> None:
-        shape = _shape(x)
-        total[0] += math.prod(_shape(output)) * (shape[-1] if not transpose_x or len(shape) == 1 else shape[-2])
+    def product(x: Any, output: Any, transposed: bool = False) -> None:
+        total[0] += math.prod(output.shape) * (x.shape[-2] if transposed and x.ndim > 1 else x.shape[-1])
 
     def convolution(weight: Any, output: Any) -> None:
-        total[0] += math.prod(_shape(output)) * math.prod(_shape(weight)[1:])
+        total[0] += math.prod(output.shape) * math.prod(weight.shape[1:])
 
     def watch(name: str, add: Callable[..., None]) -> None:
         original = getattr(operations, name, None)
@@ -96,13 +93,12 @@ def multiply_adds() -> Iterator[list[int]]:
         setattr(operations, name, called)
 
     def of_matmul(args: Any, options: Any, output: Any) -> None:
-        flags = [*args[2:], options.get("transpose_x", False), options.get("transpose_y", False), False, False]
-        product(args[0], args[1], flags[0], flags[1], output)
+        product(args[0], output, args[2] if len(args) > 2 else options.get("transpose_x", False))
 
     watch("matmul", of_matmul)
-    watch("addmm", lambda args, options, output: product(args[1], args[2], False, False, output))
-    watch("bmm", lambda args, options, output: product(args[0], args[1], False, False, output))
-    watch("linear", lambda args, options, output: product(args[0], args[1], False, False, output))
+    watch("addmm", lambda args, options, output: product(args[1], output))
+    for name in ("bmm", "linear"):
+        watch(name, lambda args, options, output: product(args[0], output))
     for name in ("conv2d", "depthwise_conv2d"):
         watch(name, lambda args, options, output: convolution(args[1], output))
     usable, native.usable = native.usable, lambda *_: False
@@ -154,10 +150,7 @@ def in_own_process(script: str, job: dict[str, Any], **environment: str | None) 
 
 def fitted_exponent(pixels: list[int], values: list[float]) -> float:
     """The b of values = a * pixels^b, by least squares in logarithms."""
-    xs, ys = [math.log(p) for p in pixels], [math.log(v) for v in values]
-    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
-    over = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys))
-    return over / sum((x - mean_x) ** 2 for x in xs)
+    return float(np.polyfit(np.log(pixels), np.log(values), 1)[0])
 
 
 def write_json(path: str | None, report: Any) -> None:

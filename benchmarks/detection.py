@@ -63,9 +63,7 @@ def write_exports(folder: Path, size: tuple[int, int]) -> None:
         detections=numbers.detections,
     )  # fmt: skip
     spec = detection_spec(detector(), (1, 3, *size), options, [])
-    export_model(
-        spec, "detection", folder, (1, 3, *size), model_format="both", say=lambda line: print(line, file=sys.stderr)
-    )
+    export_model(spec, "detection", folder, (1, 3, *size), model_format="both", say=say)
 
 
 def stages(model: Any, image: Any, size: Any) -> dict[str, Callable[[dict[str, Any]], Any]]:
@@ -144,7 +142,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         job = {"size": args.size, "folder": f"{temporary}/exported", "rounds": args.rounds}
         if set(args.runtimes) - {"dygraph"}:
-            print("exporting ...", file=sys.stderr)
+            say("exporting ...")
             common.in_own_process(__file__, job)
         for runtime in args.runtimes:
             results[runtime] = found = common.in_own_process(__file__, {**job, "runtime": runtime})

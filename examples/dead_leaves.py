@@ -10,14 +10,13 @@ Gousseau and Ladjal 2021).
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from paddle_vheat._files import write_atomically
+from paddle_vheat.deploy.writing import write_picture
 
 SCALE = 2  # pictures are drawn so much larger, for smooth edges
 RADII = 4.0, 70.0  # pixels of the picture
@@ -76,19 +75,13 @@ def picture(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     return small.clip(0, 255).round().astype(np.uint8)
 
 
-def _write_bytes(data: bytes, path: str) -> None:
-    Path(path).write_bytes(data)
-
-
 def write(folder: Path, size: int = 160, seed: int = 0) -> None:
     """``folder/train`` and ``folder/val``; what is there already is kept, for it would be the same."""
     for part, (split, count) in enumerate(COUNTS.items()):
         for i in range(count):
             path = folder / split / f"{i:03d}.png"
-            if path.is_file():
-                continue
-            image = picture(size, size, np.random.default_rng([seed, part, i]))
-            write_atomically(path, functools.partial(_write_bytes, cv2.imencode(".png", image)[1].tobytes()))
+            if not path.is_file():
+                write_picture(path, picture(size, size, np.random.default_rng([seed, part, i])))
 
 
 def main() -> None:

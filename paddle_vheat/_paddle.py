@@ -11,6 +11,7 @@ import contextlib
 import io
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 _KNOWN = ("WARNING: OMP_NUM_THREADS set to", "PLEASE USE OMP_NUM_THREADS WISELY")
@@ -27,7 +28,7 @@ finally:
         if not _line.startswith(_KNOWN):
             sys.stderr.write(_line)
 
-__all__ = ["PADDLE_2", "F", "nn", "no_autocast", "paddle"]
+__all__ = ["PADDLE_2", "F", "in_evaluation", "nn", "no_autocast", "paddle"]
 
 PADDLE_2 = paddle.__version__.startswith("2.")
 
@@ -37,3 +38,15 @@ def no_autocast() -> Any:
     if PADDLE_2 and not paddle.in_dynamic_mode():
         return contextlib.nullcontext()
     return paddle.amp.auto_cast(enable=False)
+
+
+@contextlib.contextmanager
+def in_evaluation(model: Any) -> Iterator[None]:
+    """Inside, a model is in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()

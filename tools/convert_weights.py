@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paddle_vheat.cpu import configure_cpu
+from paddle_vheat.cli_tools import run_tool
 
 
 def source_and_target(parser: argparse.ArgumentParser, args: argparse.Namespace) -> tuple[str, str]:
@@ -78,8 +78,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     args.source, args.target = source_and_target(parser, args)
-    if "paddle" not in sys.modules:
-        configure_cpu()
+    return run_tool(run, args)
+
+
+def run(args: argparse.Namespace) -> None:
     from paddle_vheat.weights.convert import check, convert, read_published
     from paddle_vheat.weights.download import fetch, release
     from paddle_vheat.weights.loading import save_weights
@@ -87,24 +89,20 @@ def main(argv: list[str] | None = None) -> int:
     from paddle_vheat.weights.torch_file import read_torch_file
 
     start = time.perf_counter()
-    try:
-        if Path(args.target).suffix not in (".pdparams", ".safetensors"):
-            raise ValueError(f"{args.target}: expected a name that ends in .pdparams or .safetensors")
-        if args.download:
-            address = args.download if "://" in args.download else release(args.download, "--download")
-            args.source = str(fetch(address, args.sha256))
-        content = read_torch_file(args.source)
-        if is_swinir(content):
-            rows = restoration_rows(content, args)
-            _say([("source", args.source), *rows, ("written", f"{args.target} in {time.perf_counter() - start:.1f} s")])
-            return 0
-        published = read_published(args.source, args.ema, content)
-        del content
-        model, report = convert(published, args.img_size, args.resize)
-        save_weights(model, args.target)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if Path(args.target).suffix not in (".pdparams", ".safetensors"):
+        raise ValueError(f"{args.target}: expected a name that ends in .pdparams or .safetensors")
+    if args.download:
+        address = args.download if "://" in args.download else release(args.download, "--download")
+        args.source = str(fetch(address, args.sha256))
+    content = read_torch_file(args.source)
+    if is_swinir(content):
+        rows = restoration_rows(content, args)
+        _say([("source", args.source), *rows, ("written", f"{args.target} in {time.perf_counter() - start:.1f} s")])
+        return
+    published = read_published(args.source, args.ema, content)
+    del content
+    model, report = convert(published, args.img_size, args.resize)
+    save_weights(model, args.target)
     classes = "" if published.num_classes is None else f", {published.num_classes} classes"
     size = "x".join(map(str, published.img_size))
     by_reason: dict[str, list[str]] = {}
@@ -127,7 +125,6 @@ def main(argv: list[str] | None = None) -> int:
         else:
             for name, difference in check(model, published.img_size).items():
                 print(f"{'check':<11} training form against folded, {name}: {difference:.1e}")
-    return 0
 
 
 def _say(rows: list[tuple[str, str]]) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from paddle_vheat.cli_tools import run_tool
 from paddle_vheat.config import load_config
-from paddle_vheat.cpu import configure_cpu
 from paddle_vheat.deploy.images import resize
-from paddle_vheat.errors import UserError
+from paddle_vheat.tasks.detection.evaluator import to_result
 
 THUMBNAIL = (8, 16)  # height, width
 
@@ -29,8 +29,6 @@ def thumbnails(dataset: Any) -> np.ndarray:
 
 def copied_objects(train: Any, val: Any) -> list[dict[str, Any]]:
     """Entries of COCO's result JSON: the objects of each image's nearest training image, stretched to its size."""
-    from paddle_vheat.tasks.detection.coco import mask_library
-
     known, results = thumbnails(train), []
     for i, thumbnail in enumerate(thumbnails(val)):
         image = val.images[i]
@@ -38,12 +36,19 @@ def copied_objects(train: Any, val: Any) -> list[dict[str, Any]]:
         boxes, labels, masks = train.objects(int(((known - thumbnail) ** 2).sum(axis=1).argmin()))
         for box, label, mask in zip(boxes, labels, masks):
             scale = np.asarray([size[1] / mask.shape[1], size[0] / mask.shape[0]] * 2)
-            x1, y1, x2, y2 = (box * scale).tolist()
-            rle = mask_library().encode(np.asfortranarray(resize(mask, *size, "NEAREST")))
-            one = {"image_id": image["id"], "category_id": val.categories[label][0], "score": 1.0}
-            segmentation = {"size": list(size), "counts": rle["counts"].decode("ascii")}
-            results.append({**one, "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": segmentation})
+            stretched = resize(mask, *size, "NEAREST")
+            results.append(to_result(image["id"], val.categories[label][0], 1.0, box * scale, stretched))
     return results
+
+
+def report(args: argparse.Namespace) -> None:
+    from paddle_vheat.tasks.detection.task import DetectionTask
+
+    task = DetectionTask(load_config(args.config, args.opts), args.config)
+    val, evaluator = task.dataset("val"), task.evaluator()
+    evaluator.results = copied_objects(task.dataset("train"), val)
+    evaluator.images = [image["id"] for image in val.images]
+    print(evaluator.summarize().table)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,21 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--opts", nargs="+", default=[], metavar="KEY=VALUE", help="replace values of the configuration"
     )
-    args = parser.parse_args(argv)
-    if "paddle" not in sys.modules:
-        configure_cpu()
-    from paddle_vheat.tasks.detection.task import DetectionTask
-
-    try:
-        task = DetectionTask(load_config(args.config, args.opts), args.config)
-        val, evaluator = task.dataset("val"), task.evaluator()
-        evaluator.results = copied_objects(task.dataset("train"), val)
-        evaluator.images = [image["id"] for image in val.images]
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(evaluator.summarize().table)
-    return 0
+    return run_tool(report, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

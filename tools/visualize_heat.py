@@ -13,7 +13,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from paddle_vheat.cpu import configure_cpu
+import numpy as np
+from PIL import Image
+
+from paddle_vheat._files import write_atomically
+from paddle_vheat.cli_tools import run_tool, trained
+from paddle_vheat.data.image_file import read_bgr
+from paddle_vheat.deploy.writing import list_images
+from paddle_vheat.errors import UserError
 
 WHAT = ("k", "reach", "response", "patch", "image", "stages", "erf", "cam")
 MAX_IMAGES = 50
@@ -38,21 +45,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def image_files(names: list[str]) -> list[Path]:
-    """Up to ``MAX_IMAGES`` image files of these files and folders."""
-    from paddle_vheat.errors import UserError
-
-    endings = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-    found: list[Path] = []
-    for name in names:
-        path = Path(name)
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in endings) if path.is_dir() else [path]
-        if not inside:
-            raise UserError(f"--image {name}: holds no images ({', '.join(endings)})")
-        found += inside
-    return found[:MAX_IMAGES]
-
-
 def normalisation(config: Any) -> Iterator[tuple[list[float], list[float]]]:
     """Every mean and standard deviation that a configuration names, the last being those of evaluation."""
     values = config.values() if isinstance(config, Mapping) else config if isinstance(config, list) else ()
@@ -64,11 +56,6 @@ def normalisation(config: Any) -> Iterator[tuple[list[float], list[float]]]:
 
 def read(path: Path, size: tuple[int, int], channels: int) -> Any:
     """An image file squashed to ``size``: float32 (H, W, channels) of 0 to 1."""
-    import numpy as np
-    from PIL import Image
-
-    from paddle_vheat.data.image_file import read_bgr
-
     image = Image.fromarray(np.ascontiguousarray(read_bgr(path)[..., ::-1]))
     image = image.convert("L" if channels == 1 else "RGB").resize(size[::-1], Image.Resampling.BICUBIC)
     return np.asarray(image, np.float32).reshape(*size, channels) / 255
@@ -76,8 +63,6 @@ def read(path: Path, size: tuple[int, int], channels: int) -> Any:
 
 def plain(value: Any) -> Any:
     """For JSON: arrays as lists, six digits, None for what is no number."""
-    import numpy as np
-
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -88,28 +73,19 @@ def plain(value: Any) -> Any:
 
 
 def visualize(args: argparse.Namespace) -> None:
-    import numpy as np
+    from heat_pictures import CONCEPTS, NEED_AN_IMAGE, Subject
 
-    from paddle_vheat._files import write_atomically
     from paddle_vheat._paddle import paddle
     from paddle_vheat.analysis.observe import backbone_of, input_shape
-    from paddle_vheat.analysis.pictures import CONCEPTS, NEED_AN_IMAGE, Subject
-    from paddle_vheat.cli import load_checkpoint
-    from paddle_vheat.config import load_config
-    from paddle_vheat.errors import UserError
     from paddle_vheat.models.vheat import size_pair
-    from paddle_vheat.tasks import find_task
 
-    files = image_files(args.image)
+    files = [path for name in args.image for path, _ in list_images(name)][:MAX_IMAGES]
     what = args.what or [name for name in WHAT if files or name not in NEED_AN_IMAGE]
     if not files and set(what) & set(NEED_AN_IMAGE):
         raise UserError(f"--what {' '.join(n for n in what if n in NEED_AN_IMAGE)} needs --image")
-    config = load_config(args.config, args.opts)
-    task = find_task(config, args.config)[1].make_task(config, args.config, args, None)
+    task, model = trained(args)
     paddle.seed(args.seed)
-    before = task.build_model(pretrained=False)
-    model = task.build_model(pretrained=False)
-    load_checkpoint(task, model, args.model_path)
+    before = task.build_model(pretrained=False) if args.before else None
     network = backbone_of(model)
     if args.size and len(args.size) > 2:
         raise UserError(f"--size takes N, or H W; got {args.size}")
@@ -119,7 +95,7 @@ def visualize(args: argparse.Namespace) -> None:
     pictures = [read(path, size, channels) for path in files]
     restores = hasattr(network, "img_range")  # takes values of 0 to 1 as they are
     mean, std = ([0.0], [1.0]) if restores else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    for mean, std in normalisation(config):  # noqa: B007
+    for mean, std in normalisation(task.config):  # noqa: B007
         pass
     arrays = [((picture - mean) / np.asarray(std)).transpose(2, 0, 1).astype(np.float32) for picture in pictures]
     folder = Path(args.save_dir)
@@ -129,7 +105,7 @@ def visualize(args: argparse.Namespace) -> None:
         model,
         arrays[0] if arrays else np.zeros((channels, *size), np.float32),
         folder,
-        before if args.before else None,
+        before,
         np.repeat(pictures[0], 3 // channels, axis=2) if pictures else None,
         arrays,
         tuple(args.patch) if args.patch else None,
@@ -145,15 +121,7 @@ def visualize(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    if "paddle" not in sys.modules:
-        configure_cpu()
-    try:
-        visualize(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(visualize, parse(argv))
 
 
 if __name__ == "__main__":

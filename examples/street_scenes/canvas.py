@@ -179,11 +179,10 @@ class Canvas:
         colour: Colour,
         label: int | None = None,
         bright: float = 1.0,
-        glow: bool = False,
     ) -> None:
         """Fill a polygon of world points (n, 3), hazed by its mean distance."""
         depth = float(points[:, 2].mean())
-        self.polygon(self.camera.project(points), self.shade(colour, depth, bright, glow), label)
+        self.polygon(self.camera.project(points), self.shade(colour, depth, bright), label)
 
     def facing(self, quad: Array) -> float | None:
         """Brightness of a quad's outside, or None when it is turned away from the camera.
@@ -275,7 +274,6 @@ class Canvas:
         radius: float,
         colour: Colour,
         label: int | None = None,
-        bright: float = 1.0,
         glow: bool = False,
         stretch: float = 1.0,
     ) -> None:
@@ -283,7 +281,7 @@ class Canvas:
         x, y = self.camera.project(point).tolist()
         depth = max(float(point[2]), NEAR)
         r = max(0.7, radius * self.camera.focal / depth)
-        self.oval((x, y), (r, r * stretch), self.shade(colour, depth, bright, glow), label)
+        self.oval((x, y), (r, r * stretch), self.shade(colour, depth, glow=glow), label)
 
     def blend(self, xy: Array, colour: tuple[int, ...], opacity: float, label: int | None = None) -> None:
         """Fill a polygon given in pixels (n, 2), letting what is below shine through."""

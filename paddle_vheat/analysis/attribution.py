@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from paddle_vheat._paddle import F, paddle
-from paddle_vheat.analysis.observe import Tap, backbone_of, in_evaluation, stage_layers
+from paddle_vheat._paddle import F, in_evaluation, paddle
+from paddle_vheat.analysis.observe import backbone_of, outputs_of, stage_layers
 
 Tensor = Any
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
@@ -60,9 +60,9 @@ def last_stage(model: Any) -> Callable[[Tensor], Tensor]:
     layer = stage_layers(network)[-1]
 
     def features(x: Tensor) -> Tensor:
-        with in_evaluation(network), Tap(layer) as tap:
+        with in_evaluation(network), outputs_of(layer) as kept:
             network(x)
-        return tap.value
+        return kept[-1]
 
     return features
 
@@ -88,13 +88,8 @@ def contribution_shares(field: np.ndarray) -> np.ndarray:
     """Share of the sum inside the centred square of side 2 i + 1, for i = 0, 1, ... up to the nearest edge."""
     y, x = field.shape[0] // 2, field.shape[1] // 2
     total = float(field.sum())
-    squares = [field[y - i : y + i + 1, x - i : x + i + 1].sum() for i in range(min(y, x, *_after(field)) + 1)]
+    squares = [field[y - i : y + i + 1, x - i : x + i + 1].sum() for i in range((min(field.shape) + 1) // 2)]
     return np.asarray(squares, np.float64) / total if total > 0 else np.zeros(len(squares))
-
-
-def _after(field: np.ndarray) -> tuple[int, int]:
-    """Pixels below and right of the centre."""
-    return field.shape[0] - 1 - field.shape[0] // 2, field.shape[1] - 1 - field.shape[1] // 2
 
 
 def grad_cam(features: Tensor, score: Tensor) -> np.ndarray:

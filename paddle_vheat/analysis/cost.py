@@ -8,13 +8,13 @@ interpolation count nothing.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paddle_vheat._paddle import nn, paddle
+from paddle_vheat._paddle import in_evaluation, nn, paddle
 from paddle_vheat.ops import HeatConduction2D
 from paddle_vheat.ops.heat import FoldedHeatConduction2D
 
@@ -76,37 +76,30 @@ def _part(name: str) -> str:
     }.get(words[0], words[0])
 
 
-def count(model: Any, size: int | Sequence[int], in_channels: int = 3) -> OrderedDict[str, Cost]:
+def count(model: Any, size: int | Sequence[int], in_channels: int = 3) -> dict[str, Cost]:
     """Parameters and multiply-adds by part, for one image of ``size`` (int or (height, width)) in evaluation.
 
     Buffers (BatchNorm's running statistics) are not counted; a folded model's constant decay is.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    costs: OrderedDict[str, Cost] = OrderedDict()
+    costs: dict[str, Cost] = {}
     statistics = {id(t) for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D)
                   for t in (layer._mean, layer._variance)}  # fmt: skip
     for name, parameter in model.named_parameters():
         if id(parameter) not in statistics:
             costs.setdefault(_part(name), Cost()).parameters += math.prod(parameter.shape)
-    handles = []
-    for name, layer in model.named_sublayers():
+    with contextlib.ExitStack() as stack:
+        for name, layer in model.named_sublayers():
 
-        def record(layer: Any, inputs: Any, output: Any, name: str = name) -> None:
-            operations = _layer_cost(layer, inputs, output)
-            if operations:
-                costs.setdefault(_part(name), Cost()).multiply_adds += operations
+            def record(layer: Any, inputs: Any, output: Any, name: str = name) -> None:
+                operations = _layer_cost(layer, inputs, output)
+                if operations:
+                    costs.setdefault(_part(name), Cost()).multiply_adds += operations
 
-        handles.append(layer.register_forward_post_hook(record))
-    was_training = model.training
-    model.eval()
-    try:
+            stack.callback(layer.register_forward_post_hook(record).remove)
+        stack.enter_context(in_evaluation(model))
         with paddle.no_grad():
             model(paddle.zeros([1, in_channels, height, width]))
-    finally:
-        for handle in handles:
-            handle.remove()
-        if was_training:
-            model.train()
     return costs
 
 

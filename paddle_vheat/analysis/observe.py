@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat._paddle import F, in_evaluation, nn, paddle
 from paddle_vheat.analysis.conduction import diffusivity_of
 from paddle_vheat.models.vheat import VHeat
 from paddle_vheat.ops.heat import FoldedHeatConduction2D, HeatConduction2D, conduct_heat
@@ -107,34 +107,15 @@ def stage_layers(network: Any) -> list[Any]:
     return found
 
 
-class Tap:
-    """Inside, the last output of a layer is kept in ``value``."""
-
-    def __init__(self, layer: Any) -> None:
-        self.layer = layer
-        self.value: Any = None
-
-    def __enter__(self) -> Tap:
-        def keep(layer: Any, inputs: Any, output: Any) -> None:
-            self.value = output
-
-        self._handle = self.layer.register_forward_post_hook(keep)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._handle.remove()
-
-
 @contextlib.contextmanager
-def in_evaluation(network: Any) -> Iterator[None]:
-    """Inside, the network is in evaluation mode."""
-    was_training = network.training
-    network.eval()
+def outputs_of(layer: Any) -> Iterator[list[Any]]:
+    """Inside, the outputs of a layer are kept in a list."""
+    kept: list[Any] = []
+    handle = layer.register_forward_post_hook(lambda layer, inputs, output: kept.append(output))
     try:
-        yield
+        yield kept
     finally:
-        if was_training:
-            network.train()
+        handle.remove()
 
 
 def observe(model: Any, image: Tensor) -> list[Observation]:
@@ -199,8 +180,8 @@ def stage_maps(model: Any, image: Tensor) -> list[np.ndarray]:
     """L2 norm over channels of every stage's output for one image (1, C, H, W): float32 (h, w) each."""
     network = backbone_of(model)
     with contextlib.ExitStack() as stack:
-        taps = [stack.enter_context(Tap(layer)) for layer in stage_layers(network)]
+        kept = [stack.enter_context(outputs_of(layer)) for layer in stage_layers(network)]
         stack.enter_context(in_evaluation(network))
         with paddle.no_grad():
             network(image)
-    return [paddle.linalg.norm(tap.value.astype("float32"), axis=-1)[0].numpy() for tap in taps]
+    return [paddle.linalg.norm(outputs[-1].astype("float32"), axis=-1)[0].numpy() for outputs in kept]

@@ -67,26 +67,20 @@ def make_session(args: argparse.Namespace, folder: str) -> Any:
         )
     from paddle_vheat._paddle import paddle
     from paddle_vheat.app.heat import HeatView
-    from paddle_vheat.cli import load_checkpoint
-    from paddle_vheat.config import load_config
+    from paddle_vheat.cli_tools import trained
     from paddle_vheat.engine.evaluate import evaluation_form
-    from paddle_vheat.tasks import find_task
 
     paddle.set_device("cpu")
-    config = load_config(args.config, args.opts)
-    name, module = find_task(config, args.config)
-    task = module.make_task(config, args.config, args, None)
-    model = task.build_model(pretrained=False)
-    load_checkpoint(task, model, args.model_path)
+    task, model = trained(args)
     heat, why = None, ""
     try:
         heat = HeatView(model)
     except ValueError as error:
         why = f"There is no heat to show: {error}."
-    fast = evaluation_form(model)
+    fast, millions = evaluation_form(model), sum(int(p.size) for p in model.parameters()) / 1e6
     return Session(
         title=Path(args.config).stem,
-        facts=[name, f"{sum(int(p.size) for p in model.parameters()) / 1e6:.1f} million parameters", args.model_path],
+        facts=[task.name, f"{millions:.1f} million parameters", args.model_path],
         predict_file=lambda path: task.predict(fast, path),
         heat=heat,
         why_no_heat=why,
@@ -98,12 +92,10 @@ def make_session(args: argparse.Namespace, folder: str) -> Any:
 def run(args: argparse.Namespace) -> None:
     from paddle_vheat.app.server import is_loopback, open_server
 
-    def terminate(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
     with tempfile.TemporaryDirectory(prefix="paddle_vheat_app_") as folder:
         session = make_session(args, folder)
-        signal.signal(signal.SIGTERM, terminate)  # importing Paddle put a handler of its own there
+        # Importing Paddle put a handler of its own there; this one raises KeyboardInterrupt, as Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         server, address = open_server(session, args.host, args.port)
         if not is_loopback(args.host):
             print("warning: whoever reaches this address can use the page: it asks for no password", file=sys.stderr)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from paddle_vheat.app.heat import HeatView
 
 MAX_BYTES = 32 << 20
-"""Largest file of a picture."""
+"""Largest file of a picture; the server refuses a larger one while it is sent."""
 
 MAX_PIXELS = 1 << 22
 """Largest width x height by default. More can be decoded (``image_file.MAX_PIXELS``) than a network has memory for: its
@@ -98,8 +98,6 @@ class Session:
 
 def check_upload(data: bytes, max_pixels: int) -> None:
     """Raise a UserError for what is no picture, or too large; decodes no pixels."""
-    if len(data) > MAX_BYTES:
-        raise UserError(f"the file is too large: it has {len(data)} bytes, and at most {MAX_BYTES} are taken")
     try:
         with open_image(data) as image:
             width, height = image.size

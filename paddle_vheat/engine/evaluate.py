@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from paddle_vheat._paddle import paddle
+from paddle_vheat._paddle import in_evaluation, paddle
 from paddle_vheat.engine.loader import IndexedDataset, load_batches, sample_files
 from paddle_vheat.engine.task import Batch, Scores, Task
 from paddle_vheat.errors import DataError, UserError
@@ -21,14 +21,8 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def evaluating(model: Any) -> Any:
     """Inside, the model is in evaluation mode and nothing is differentiated."""
-    was_training = model.training
-    model.eval()
-    try:
-        with paddle.no_grad():
-            yield
-    finally:
-        if was_training:
-            model.train()
+    with in_evaluation(model), paddle.no_grad():
+        yield
 
 
 def evaluation_form(model: Any) -> Any:

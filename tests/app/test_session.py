@@ -14,7 +14,7 @@ from PIL import Image
 
 from paddle_vheat.app import session as sessions
 from paddle_vheat.app.pictures import COLD, WARM, data_url, ramp, veil
-from paddle_vheat.app.session import MAX_BYTES, Session, check_upload, show
+from paddle_vheat.app.session import Session, check_upload, show
 from paddle_vheat.errors import UserError
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction
 from paddle_vheat.tasks.restoration.visualize import RestorationPrediction
@@ -63,12 +63,8 @@ def test_the_ramp_runs_from_dark_to_bright():
         (b"", "the picture cannot be read: the file is empty"),
         (b"no picture", "the picture cannot be read: the file is no image that Pillow knows, or the beginning of one"),
         (png(60, 50), "it has 50 x 60 = 3000 pixels, and at most 2999 are taken (--max_pixels)"),
-        (
-            bytes(MAX_BYTES + 1),
-            f"the file is too large: it has {MAX_BYTES + 1} bytes, and at most {MAX_BYTES} are taken",
-        ),
     ],
-    ids=["empty", "no image", "pixels", "bytes"],
+    ids=["empty", "no image", "pixels"],
 )
 def test_what_is_not_taken_is_said_and_never_reaches_the_model(data, text):
     with pytest.raises(UserError) as error:

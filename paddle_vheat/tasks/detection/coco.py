@@ -185,16 +185,13 @@ class CocoDataset:
         if image["id"] in self._repeated["images"]:
             problems.append(f"{self.path}: image id {image['id']} ({image['file_name']}) is there more than once")
         for one in self._objects.get(image["id"], []):
-            wrong = self._problem(one, image)
-            if not wrong:
-                try:
-                    mask = decode_mask(one.get("segmentation"), image["height"], image["width"])
-                    if _has_area(one["bbox"]) and not mask.any():
-                        wrong = "its mask is empty"
-                except ValueError as error:
-                    wrong = str(error)
-            if wrong:
-                problems.append(self._where(one, image, wrong))
+            try:
+                self._check_annotation(one, image)
+                mask = decode_mask(one.get("segmentation"), image["height"], image["width"])
+                if _has_area(one["bbox"]) and not mask.any():
+                    raise ValueError("its mask is empty")
+            except ValueError as error:
+                problems.append(self._where(one, image, error))
         if problems:
             raise DataError("\n  ".join(problems))
 
@@ -207,25 +204,24 @@ class CocoDataset:
             if one["image_id"] not in known
         ]
 
-    def _where(self, one: Mapping[str, Any], image: Mapping[str, Any], wrong: str) -> str:
+    def _where(self, one: Mapping[str, Any], image: Mapping[str, Any], wrong: ValueError) -> str:
         return f"{self.path}: annotation {one['id']} (image {image['file_name']}): {wrong}"
 
-    def _problem(self, one: Mapping[str, Any], image: Mapping[str, Any]) -> str:
-        """What is wrong with an annotation, its mask apart; "" if nothing is."""
+    def _check_annotation(self, one: Mapping[str, Any], image: Mapping[str, Any]) -> None:
+        """Raise a ValueError that says what is wrong with an annotation, its mask apart."""
         if one["id"] in self._repeated["annotations"]:
-            return "the id is there more than once"
+            raise ValueError("the id is there more than once")
         if one["category_id"] not in self.labels:
-            return f"category_id {one['category_id']} is not among the categories"
-        box = one["bbox"]
+            raise ValueError(f"category_id {one['category_id']} is not among the categories")
+        box, size = one["bbox"], f"{image['width']} x {image['height']}"
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(n, (int, float)) for n in box):
-            return f"bbox must be [x, y, width, height], got {short(box, 60)}"
+            raise ValueError(f"bbox must be [x, y, width, height], got {short(box, 60)}")
         if not all(math.isfinite(n) for n in box):
-            return f"bbox has a number that is not finite: {box}"
+            raise ValueError(f"bbox has a number that is not finite: {box}")
         x, y, width, height = box
         limits = image["width"] + OUTSIDE, image["height"] + OUTSIDE
         if min(width, height) < 0 or min(x, y) < -OUTSIDE or x + width > limits[0] or y + height > limits[1]:
-            return f"bbox {box} (x, y, width, height) reaches outside the image of {image['width']} x {image['height']}"
-        return ""
+            raise ValueError(f"bbox {box} (x, y, width, height) reaches outside the image of {size}")
 
     # --- reading ----------------------------------------------------------------------------------------
 
@@ -248,15 +244,13 @@ class CocoDataset:
         height, width = image["height"], image["width"]
         boxes, labels, masks = [], [], []
         for one in self._objects.get(image["id"], []):
-            wrong = self._problem(one, image)
-            if wrong:
-                raise DataError(self._where(one, image, wrong))
-            if one.get("iscrowd") or not _has_area(one["bbox"]):
-                continue
             try:
+                self._check_annotation(one, image)
+                if one.get("iscrowd") or not _has_area(one["bbox"]):
+                    continue
                 mask = decode_mask(one.get("segmentation"), height, width)
             except ValueError as error:
-                raise DataError(self._where(one, image, str(error))) from error
+                raise DataError(self._where(one, image, error)) from error
             if mask.any():
                 x, y, w, h = one["bbox"]
                 boxes.append([x, y, x + w, y + h])

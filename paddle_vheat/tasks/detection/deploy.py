@@ -19,7 +19,7 @@ from paddle_vheat.deploy.description import Description, Shape, Signature, Tenso
 from paddle_vheat.deploy.images import read_image, resize_planes
 from paddle_vheat.deploy.processor import Outputs, Run
 from paddle_vheat.errors import UserError
-from paddle_vheat.tasks.detection.transforms import EvalTransform, fitted_size, pad, padded_size
+from paddle_vheat.tasks.detection.transforms import EvalTransform, pad, padded_size
 from paddle_vheat.tasks.detection.visualize import DetectionPrediction, Masks, to_original
 
 MAPS, LEVELS, MASK = 4, 5, 28  # feature maps that boxes are cut from, levels of proposals, side of a mask
@@ -103,7 +103,7 @@ class Processor:
             problems.append(f"'{description.options_at}.scale' must be [longest, shortest], got {options.scale}")
         if problems:
             raise description.error(*problems)
-        self.transform = EvalTransform(options.scale, options.mean, options.std)
+        self.transform = EvalTransform(options)
         self.programs = signatures(options, description.input_shape)
 
     def prepare(self, image: Any) -> tuple[np.ndarray, Context]:
@@ -127,20 +127,10 @@ class Processor:
         return {"proposals": [one[0] for one in found], "detections": [one[1] for one in found]}
 
     def _one(self, programs: Mapping[str, Run], image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = image.shape[1], image.shape[2]
-        padded = pad(image, *padded_size([size[0]], [size[1]]))[None]
+        options, size = self.options, (image.shape[1], image.shape[2])
         if "model" in programs:
-            out = programs["model"](padded, np.asarray([size], np.float32))
-            real = out["scores"] > self.options.score_threshold  # the last row may stand for none
-            parts = [out[name][real] for name in ("boxes", "scores", "labels", "masks")]
-            return proposal_rows(out["proposals"], out["logits"]), detection_rows(*parts)
-        return self._by_parts(programs, padded, size)
-
-    def _by_parts(
-        self, programs: Mapping[str, Run], image: np.ndarray, size: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        options = self.options
-        out = programs["features"](image)
+            return rows_of(programs["model"], image, options.score_threshold)
+        out = programs["features"](padded(image))
         maps, scores, deltas = (
             [out[f"{name}{i}"] for i in range(count)]
             for name, count in (("map", MAPS), ("score", LEVELS), ("delta", LEVELS))
@@ -160,8 +150,21 @@ class Processor:
         return proposal_rows(proposals, second["logits"]), detection_rows(boxes, probabilities, labels, masks)
 
     def finish(self, outputs: Outputs, context: Context) -> DetectionPrediction:
-        rows, options = outputs["detections"], self.options
-        return make_prediction(rows, context, options.class_names, options.threshold)
+        found = detections_of(outputs["detections"])
+        return make_prediction(found, context, self.options.class_names, self.options.threshold)
+
+
+def padded(image: np.ndarray) -> np.ndarray:
+    """(3, h, w) as a batch of one whose sides are multiples of 32."""
+    return pad(image, *padded_size([image.shape[1]], [image.shape[2]]))[None]
+
+
+def rows_of(run: Run, image: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Proposals and detections of an image (3, h, w), as :class:`Processor` has them, by the program "model"."""
+    out = run(padded(image), np.asarray([image.shape[1:]], np.float32))
+    real = out["scores"] > threshold  # the last row may stand for none
+    parts = [out[name][real] for name in ("boxes", "scores", "labels", "masks")]
+    return proposal_rows(out["proposals"], out["logits"]), detection_rows(*parts)
 
 
 def proposal_rows(boxes: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -173,15 +176,17 @@ def detection_rows(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, ma
     return np.concatenate([boxes, scores[:, None], labels[:, None].astype(np.float32), flat], axis=1)
 
 
+def detections_of(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The inverse of :func:`detection_rows`, as ``MaskRCNN.predict`` names what it gives."""
+    logits = rows[:, 6:].reshape(-1, MASK, MASK)
+    return {"boxes": rows[:, :4], "scores": rows[:, 4], "labels": rows[:, 5].astype(np.int64), "mask_logits": logits}
+
+
 def make_prediction(
-    rows: np.ndarray, context: Context, names: Sequence[str] | None, threshold: float
+    found: Mapping[str, np.ndarray], context: Context, names: Sequence[str] | None, threshold: float
 ) -> DetectionPrediction:
-    """The prediction of an image from its detections, as :class:`Processor` has them."""
-    boxes = to_original(rows[:, :4], context.shape, context.size)
+    """The prediction of an image from its detections, boxes in pixels of the network's input."""
+    boxes = to_original(found["boxes"], context.shape, context.size)
     real = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # in an export of fixed size, the padding may hold boxes
-    rows, boxes = rows[real], boxes[real]
-    masks = Masks(rows[:, 6:].reshape(-1, MASK, MASK), boxes, context.size)
-    return DetectionPrediction(boxes, rows[:, 4], rows[:, 5].astype(np.int64), masks, names, threshold)
-
-
-__all__ = ["Context", "Options", "Processor", "fitted_size", "make_prediction", "signatures"]
+    masks = Masks(found["mask_logits"][real], boxes[real], context.size)
+    return DetectionPrediction(boxes[real], found["scores"][real], found["labels"][real], masks, names, threshold)

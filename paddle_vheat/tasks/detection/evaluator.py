@@ -13,7 +13,6 @@ import numpy as np
 
 from paddle_vheat.deploy.detection_ops import paste_mask
 from paddle_vheat.engine.task import Scores
-from paddle_vheat.errors import UserError
 from paddle_vheat.tasks.detection.coco import CocoDataset, decode_mask, mask_library
 from paddle_vheat.tasks.detection.visualize import to_original
 
@@ -24,34 +23,17 @@ FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 Result = dict[str, Any]  # an entry of COCO's result JSON: image_id, category_id, bbox, score, segmentation
 
 
-def to_results(
-    found: dict[str, np.ndarray], image_id: int, shape: Sequence[int], size: Sequence[int], categories: Sequence[int]
-) -> list[Result]:
-    """Detections of an image as entries of COCO's result JSON.
-
-    Args:
-        found: ``boxes`` in pixels of the network's input, ``scores``, ``labels``, ``mask_logits``.
-        shape: (h, w) that the image had for the network, without padding.
-        size: its own (H, W).
-        categories: COCO's id of every label.
-    """
-    height, width = (int(side) for side in size)
-    boxes = to_original(found["boxes"], shape, (height, width))
-    results = []
-    for box, score, label, logits in zip(boxes, found["scores"], found["labels"], found["mask_logits"]):
-        # One mask at a time: a hundred of a large image would take hundreds of megabytes.
-        rle = mask_library().encode(np.asfortranarray(paste_mask(logits, box, (height, width)), np.uint8))
-        x1, y1, x2, y2 = (float(n) for n in box)
-        results.append(
-            {
-                "image_id": image_id,
-                "category_id": int(categories[int(label)]),
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "score": float(score),
-                "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
-            }
-        )
-    return results
+def to_result(image_id: int, category_id: int, score: float, box: np.ndarray, mask: np.ndarray) -> Result:
+    """A detection, its box (x1, y1, x2, y2) and its mask (H, W), as an entry of COCO's result JSON."""
+    rle = mask_library().encode(np.asfortranarray(mask, np.uint8))
+    x1, y1, x2, y2 = (float(n) for n in box)
+    return {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "score": float(score),
+        "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")},
+    }
 
 
 class CocoEvaluator:
@@ -63,16 +45,18 @@ class CocoEvaluator:
     """
 
     def __init__(self, dataset: CocoDataset, save: Callable[[str], Any] | None = None) -> None:
-        mask_library()
         self.dataset, self.save = dataset, save
         self.results: list[Result] = []
         self.images: list[int] = []
 
     def update(self, outputs: Sequence[dict[str, np.ndarray]], batch: dict[str, Any]) -> None:
         """Take in what the task's ``infer`` gave for a batch."""
-        categories = [number for number, _ in self.dataset.categories]
         for found, meta in zip(outputs, batch["meta"]):
-            self.results += to_results(found, meta["image_id"], meta["shape"], meta["size"], categories)
+            boxes = to_original(found["boxes"], meta["shape"], meta["size"])
+            for box, score, label, logits in zip(boxes, found["scores"], found["labels"], found["mask_logits"]):
+                # One mask at a time: a hundred of a large image would take hundreds of megabytes.
+                mask, category = paste_mask(logits, box, meta["size"]), self.dataset.categories[int(label)][0]
+                self.results.append(to_result(meta["image_id"], category, score, box, mask))
             self.images.append(meta["image_id"])
 
     def state(self) -> Any:
@@ -98,7 +82,7 @@ class CocoEvaluator:
 
 
 def evaluate_results(
-    annotations: dict[str, Any], results: Sequence[Result], kind: str, images: Sequence[int] | None = None
+    annotations: dict[str, Any], results: Sequence[Result], kind: str, images: Sequence[int]
 ) -> list[float]:
     """COCO's twelve figures from 0 to 1, by ``pycocotools``; NaN where there is no object of that size.
 
@@ -106,7 +90,7 @@ def evaluate_results(
         annotations: contents of COCO's JSON; left as they are.
         results: entries of COCO's result JSON.
         kind: "bbox" or "segm".
-        images: ids of the images that count; None for all.
+        images: ids of the images that count.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -115,9 +99,6 @@ def evaluate_results(
         truth = COCO()
         truth.dataset = _complete(annotations)
         truth.createIndex()
-        unknown = {one["image_id"] for one in results} - set(truth.imgs)
-        if unknown:
-            raise UserError(f"a detection is of image {min(unknown)}, which is not among the annotated ones")
         # With a box beside it, the library would take the box's area for the mask's.
         entries = [{k: v for k, v in one.items() if kind == "bbox" or k != "bbox"} for one in results]
         found = truth.loadRes(entries) if entries else COCO()
@@ -125,8 +106,7 @@ def evaluate_results(
             found.dataset = {**truth.dataset, "annotations": []}
             found.createIndex()
         evaluation = COCOeval(truth, found, kind)
-        if images is not None:
-            evaluation.params.imgIds = sorted(set(images))
+        evaluation.params.imgIds = sorted(set(images))
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from paddle_vheat._paddle import nn, paddle
-from paddle_vheat.deploy.description import Shape
+from paddle_vheat.deploy.description import Shape, Tensors
 from paddle_vheat.engine.task import Check, ExportSpec, Program
 from paddle_vheat.export import inference_copy
 from paddle_vheat.models.mask_rcnn.roi_heads import select_detections
-from paddle_vheat.tasks.detection.deploy import Options, detection_rows, proposal_rows, signatures
-from paddle_vheat.tasks.detection.transforms import pad, padded_size
+from paddle_vheat.tasks.detection.deploy import Options, rows_of, signatures
+from paddle_vheat.tasks.detection.transforms import padded_size
 
 # Rounding decides which of two boxes that overlap alike, and score alike, suppresses the other.
 TOLERANCE = 0.05
@@ -108,18 +108,20 @@ CHECKS = {
 }
 
 
-def reference(model: Any, array: np.ndarray) -> Mapping[str, Any]:
-    """The trained model's own proposals and detections, as the processor's ``run`` has them."""
-    whole, proposals, detections = Whole(model), [], []
-    for image in array:
-        size = image.shape[1], image.shape[2]
-        padded = paddle.to_tensor(pad(image, *padded_size([size[0]], [size[1]]))[None])
+def reference(model: Any, outputs: Sequence[Tensors], array: np.ndarray) -> Mapping[str, Any]:
+    """The trained model's own proposals and detections, as the processor's ``run`` has them.
+
+    Args:
+        outputs: of the program "model".
+    """
+
+    def run(*inputs: np.ndarray) -> dict[str, np.ndarray]:
         with paddle.no_grad():
-            out = [tensor.numpy() for tensor in whole(padded, paddle.to_tensor([size], "float32"))]
-        real = out[3] > model.selection.score_threshold
-        proposals.append(proposal_rows(out[0], out[1]))
-        detections.append(detection_rows(*(part[real] for part in out[2:])))
-    return {"proposals": proposals, "detections": detections}
+            found = Whole(model)(*map(paddle.to_tensor, inputs))
+        return {tensors.name: value.numpy() for tensors, value in zip(outputs, found)}
+
+    rows = [rows_of(run, image, model.selection.score_threshold) for image in array]
+    return {"proposals": [one[0] for one in rows], "detections": [one[1] for one in rows]}
 
 
 def detection_spec(model: Any, input_shape: Shape, options: Options, images: Sequence[Any]) -> ExportSpec:
@@ -139,7 +141,7 @@ def detection_spec(model: Any, input_shape: Shape, options: Options, images: Seq
         model=model,
         programs=programs,
         checks=CHECKS,
-        reference=functools.partial(reference, model),
+        reference=functools.partial(reference, model, takes["model"].outputs),
         images=images,
         options=asdict(options),
     )

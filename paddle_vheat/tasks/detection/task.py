@@ -18,23 +18,23 @@ from paddle_vheat.data.image_file import read_bgr
 from paddle_vheat.engine.evaluate import evaluating
 from paddle_vheat.engine.loader import to_tensors
 from paddle_vheat.engine.optim import Factors
-from paddle_vheat.engine.task import ExportSpec, Metric
+from paddle_vheat.engine.task import ExportSpec, Metric, Task
 from paddle_vheat.errors import MissingFileError, UserError
 from paddle_vheat.models.mask_rcnn import random_sampler
 from paddle_vheat.tasks.detection import config as schema
 from paddle_vheat.tasks.detection.coco import CocoDataset, read_annotations
-from paddle_vheat.tasks.detection.deploy import MASK, Context, Options, detection_rows, make_prediction
+from paddle_vheat.tasks.detection.deploy import Context, Options, detections_of, make_prediction
 from paddle_vheat.tasks.detection.evaluator import CocoEvaluator
 from paddle_vheat.tasks.detection.export import detection_spec
 from paddle_vheat.tasks.detection.transforms import EvalTransform, TrainTransform, pad, padded_size
 from paddle_vheat.tasks.detection.visualize import DetectionPrediction
 from paddle_vheat.weights.download import local_file
-from paddle_vheat.weights.loading import LoadReport, load_detector, load_weights
+from paddle_vheat.weights.loading import load_detector
 
 BOX_AP = Metric("bbox_AP", scale=100.0, unit="%")
 
 
-class DetectionTask:
+class DetectionTask(Task):
     """Model, data, losses and scores that a configuration describes; arguments as of
     :class:`paddle_vheat.tasks.segmentation.task.SegmentationTask`."""
 
@@ -75,9 +75,6 @@ class DetectionTask:
         """No decay where the published names hold "norm"."""
         return {name: Factors(decay=0.0) for name in model.no_weight_decay()}
 
-    def loss_layers(self) -> None:
-        return None
-
     def losses(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
         sampler = random_sampler(np.random.default_rng(batch["seed"]))
         targets = [meta["target"] for meta in batch["meta"]]
@@ -92,27 +89,19 @@ class DetectionTask:
         none = {name: array[:0] for name, array in target.items()}
         return self.collate([{"img": image, **objects} for objects in (target, none)])
 
-    def load(self, model: Any, path: str) -> LoadReport:
-        return load_weights(model, path)
-
     # --- data -------------------------------------------------------------------------------------------
 
     @lru_cache(maxsize=2)  # noqa: B019  (a task lives as long as its program)
     def dataset(self, split: str) -> CocoDataset:
         block, transforms = getattr(self.options.data, split), self.options.transforms
         training = split == "train"
-        transform: Any = TrainTransform(transforms) if training else self._eval_transform
+        transform: Any = TrainTransform(transforms) if training else EvalTransform(transforms)
         classes = self.options.model.num_classes
         try:
             return CocoDataset(block.image_dir, block.annotations, transform, classes, training, block.skip_empty)
         except FileNotFoundError as error:
             hint = f"put the data there, or give --opts data.{split}.image_dir=FOLDER data.{split}.annotations=FILE"
             raise MissingFileError(f"{self.source}: {error}; {hint}") from error
-
-    @property
-    def _eval_transform(self) -> EvalTransform:
-        options = self.options.transforms
-        return EvalTransform(options.scale, options.mean, options.std)
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Images padded to the largest, to a multiple of 32 pixels; objects, of any number, in "meta" as "target"."""
@@ -151,16 +140,7 @@ class DetectionTask:
 
     def infer_exported(self, predictor: Any, batch: dict[str, Any]) -> list[dict[str, np.ndarray]]:
         files = [self.dataset("val").files(meta["index"])[0] for meta in batch["meta"]]
-        rows = [predictor.outputs([file])[0]["detections"] for file in files]
-        return [
-            {
-                "boxes": row[:, :4],
-                "scores": row[:, 4],
-                "labels": row[:, 5].astype(np.int64),
-                "mask_logits": row[:, 6:].reshape(-1, MASK, MASK),
-            }
-            for row in rows
-        ]
+        return [detections_of(predictor.outputs([file])[0]["detections"]) for file in files]
 
     def evaluator(self) -> CocoEvaluator:
         path = self.save_json if paddle.distributed.get_rank() == 0 else None
@@ -173,12 +153,11 @@ class DetectionTask:
 
     def predict(self, model: Any, path: str) -> DetectionPrediction:
         image = read_bgr(path)
-        sample = self._eval_transform(image, {})
+        sample = EvalTransform(self.options.transforms)(image, {})
         with evaluating(model):
-            found = self.infer(model, to_tensors(self.collate([sample])))
-        rows = detection_rows(*(found[0][name] for name in ("boxes", "scores", "labels", "mask_logits")))
+            (found,) = self.infer(model, to_tensors(self.collate([sample])))
         context = Context((image.shape[0], image.shape[1]), sample["meta"]["shape"])
-        return make_prediction(rows, context, self.class_names, self.threshold)
+        return make_prediction(found, context, self.class_names, self.threshold)
 
     # --- export -----------------------------------------------------------------------------------------
 

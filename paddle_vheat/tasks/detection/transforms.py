@@ -115,11 +115,9 @@ class TrainTransform:
 class EvalTransform:
     """Fit into ``scale`` and normalise. "meta" gets "shape", the (h, w) of the result."""
 
-    scale: Sequence[int]
-    mean: Sequence[float]
-    std: Sequence[float]
+    options: Any  # config.TransformOptions, or deploy.Options
 
     def __call__(self, image: np.ndarray, meta: dict[str, Any]) -> dict[str, Any]:
-        size = fitted_size(image.shape[0], image.shape[1], *self.scale)
-        array = normalise(resize(image, *size), self.mean, self.std)
+        size = fitted_size(image.shape[0], image.shape[1], *self.options.scale)
+        array = normalise(resize(image, *size), self.options.mean, self.options.std)
         return {"img": array, "meta": {**meta, "shape": size}}

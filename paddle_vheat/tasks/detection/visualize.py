@@ -146,14 +146,9 @@ def _font(size: int) -> Any:
         return ImageFont.load_default()
 
 
-def text_place(box: Sequence[float], width: int, height: int, canvas: tuple[int, int]) -> tuple[int, int]:
-    """Left and top of a text of this size: above its box, inside where there is no room, within the canvas always."""
-    top = box[1] - height if box[1] >= height else box[1]
-    left = min(max(box[0], 0), max(canvas[0] - width, 0))
-    return int(left), int(min(max(top, 0), max(canvas[1] - height, 0)))
-
-
 def _write(draw: Any, font: Any, text: str, box: Any, colour: tuple[int, int, int], canvas: tuple[int, int]) -> None:
+    """A text above its box, inside where there is no room, within the canvas always."""
+
     def size(words: str) -> tuple[int, int]:
         left, _, right, bottom = draw.textbbox((0, 0), words, font=font)
         return int(right - min(left, 0)) + 4, int(bottom) + 2
@@ -161,7 +156,9 @@ def _write(draw: Any, font: Any, text: str, box: Any, colour: tuple[int, int, in
     while len(text) > 1 and size(text)[0] > canvas[0]:
         text = text[:-2] + "~" if text.endswith("~") else text[:-1] + "~"
     width, height = size(text)
-    left, top = text_place([float(n) for n in box], width, height, canvas)
+    x, y = float(box[0]), float(box[1])
+    left = int(min(max(x, 0), max(canvas[0] - width, 0)))
+    top = int(min(max(y - height if y >= height else y, 0), max(canvas[1] - height, 0)))
     draw.rectangle((left, top, left + width, top + height), fill=colour)
     bright = colour[0] * 0.3 + colour[1] * 0.6 + colour[2] * 0.1 > 140
     draw.text((left + 2, top), text, fill="black" if bright else "white", font=font)

@@ -102,7 +102,7 @@ class RestorationData:
         cache: bool = False,
     ) -> None:
         self.images = list_folders(folders, where)
-        self.where, self.degradation, self.channels, self.to_gray = where, degradation, channels, to_gray
+        self.degradation, self.channels, self.to_gray = degradation, channels, to_gray
         self.crop, self.smallest, self.cache = crop, smallest, cache
         # What a sound image is, for the memory of earlier checks.
         self.rules = f"restoration {channels} {to_gray} {smallest}"
@@ -126,15 +126,11 @@ class RestorationData:
         image = as_channels(read_bgr(path), self.channels, self.to_gray, path)
         if min(image.shape[:2]) < self.smallest:
             height, width = image.shape[:2]
-            what = "a score needs" if self.crop is None else f"a crop of {self.crop} ('{self._block}.crop') needs"
+            what = "a score needs" if self.crop is None else f"a crop of {self.crop} ('train.crop') needs"
             raise DataError(f"{path}: the image is {height} x {width} pixels; {what} at least {self.smallest} a side")
         if self.cache:
             self._kept[index] = image
         return image
-
-    @property
-    def _block(self) -> str:
-        return self.where.rsplit(".", 1)[0]
 
     def check(self, index: int) -> None:
         self.read(index)
@@ -142,17 +138,16 @@ class RestorationData:
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, how = self.read(index), self.degradation
         if self.crop is None:
-            noise = how.type == "noise"
-            worse = degrade.scored_noise(image, how.sigma) if noise else self._compressed(image)
+            if how.type == "noise":
+                worse = degrade.scored_noise(image, how.sigma)
+            else:
+                worse = degrade.as_float(degrade.compress_jpeg(image, how.quality))
             return {"input": to_planes(worse), "meta": {"index": index, "name": self.images[index][1], "target": image}}
         if how.type == "noise":
             worse, clean = degrade.noise_pair(image, how.sigma, self.crop)
         else:
             worse, clean = degrade.jpeg_pair(image, how.quality, self.crop, gray=self.channels == 1)
         return {"input": to_planes(worse), "target": to_planes(clean), "meta": {"index": index}}
-
-    def _compressed(self, image: np.ndarray) -> np.ndarray:
-        return degrade.as_float(degrade.compress_jpeg(image, self.degradation.quality))
 
 
 def check_picture(image: Any, name: str) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Degraded images for training and evaluation: Gaussian noise and JPEG, as SwinIR and DnCNN before it use them.
 
 Images are uint8, (H, W) gray or (H, W, 3) BGR as OpenCV reads them; pairs for a network are float32 in units of the
-full range. ``rng`` is what random numbers are drawn from: NumPy's module (its global state, which the data loading
-seeds for every sample), a ``RandomState`` or a ``Generator``. No Paddle here.
+full range. Random numbers are drawn from NumPy's global state, which the data loading seeds for every sample. No Paddle
+here.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from typing import Any
 import cv2
 import numpy as np
 
-from paddle_vheat.errors import DataError
 from paddle_vheat.tasks.restoration.metrics import luma
 
 GRID = 8  # pixels of JPEG's blocks; a crop for it is taken so much larger first
 AUGMENTATIONS = 8
 
 
-def _below(count: int, rng: Any) -> int:
-    """A random integer from 0 to ``count`` - 1, by a method that all of NumPy's sources have."""
-    return int(rng.random() * count)
+def _below(count: int) -> int:
+    """A random integer from 0 to ``count`` - 1."""
+    return int(np.random.random() * count)
 
 
 def as_float(image: np.ndarray) -> np.ndarray:
@@ -29,16 +28,10 @@ def as_float(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float32) / np.float32(255)
 
 
-def random_crop(image: np.ndarray, size: int, rng: Any = np.random) -> np.ndarray:
-    """A random square (view) of ``size`` pixels a side.
-
-    Raises:
-        DataError: if the image is smaller.
-    """
+def random_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """A random square (view) of ``size`` pixels a side, of an image that is at least so large."""
     height, width = image.shape[:2]
-    if min(height, width) < size:
-        raise DataError(f"the image of {height} x {width} pixels is smaller than the crop of {size} x {size}")
-    top, left = _below(height - size + 1, rng), _below(width - size + 1, rng)
+    top, left = _below(height - size + 1), _below(width - size + 1)
     return image[top : top + size, left : left + size]
 
 
@@ -60,41 +53,30 @@ def scored_noise(image: np.ndarray, sigma: float) -> np.ndarray:
 
 def compress_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     """A uint8 image, gray or BGR, after JPEG of a quality from 1 to 100."""
-    if image.dtype != np.uint8 or not 1 <= quality <= 100:
-        raise ValueError(f"compress_jpeg: expected uint8 and a quality of 1..100, got {image.dtype} and {quality}")
-    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
+    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.imdecode(data, cv2.IMREAD_GRAYSCALE if image.ndim == 2 else cv2.IMREAD_COLOR)
 
 
-def noise_pair(image: np.ndarray, sigma: float, size: int = 128, rng: Any = np.random) -> tuple[np.ndarray, np.ndarray]:
-    """(noisy, clean) for training: an augmented random crop with fresh noise.
-
-    Raises:
-        DataError: if the image is smaller than the crop.
-    """
-    clean = as_float(augment(random_crop(image, size, rng), _below(AUGMENTATIONS, rng)))
-    return add_noise(clean, sigma, rng), clean
+def noise_pair(image: np.ndarray, sigma: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(noisy, clean) for training: an augmented random crop with fresh noise."""
+    clean = as_float(augment(random_crop(image, size), _below(AUGMENTATIONS)))
+    return add_noise(clean, sigma), clean
 
 
-def jpeg_pair(
-    image: np.ndarray, quality: int, size: int = 126, gray: bool = True, rng: Any = np.random
-) -> tuple[np.ndarray, np.ndarray]:
+def jpeg_pair(image: np.ndarray, quality: int, size: int, gray: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """(compressed, clean) for training: an augmented random crop whose JPEG grid begins anywhere half of the time.
 
     A crop larger by 8 is compressed and then cut, in half of the cases at a random place, else at its corner.
 
     Args:
         gray: whether a colour image is turned gray, by the luma of the tables or by OpenCV's, with equal chance.
-
-    Raises:
-        DataError: if the image is smaller than ``size`` + 8.
     """
-    clean = augment(random_crop(image, size + GRID, rng), _below(AUGMENTATIONS, rng))
+    clean = augment(random_crop(image, size + GRID), _below(AUGMENTATIONS))
     if gray and clean.ndim == 3:
-        clean = luma(clean) if rng.random() < 0.5 else cv2.cvtColor(clean, cv2.COLOR_BGR2GRAY)
+        clean = luma(clean) if np.random.random() < 0.5 else cv2.cvtColor(clean, cv2.COLOR_BGR2GRAY)
     compressed = compress_jpeg(clean, quality)
     top = left = 0
-    if rng.random() < 0.5:
-        top, left = _below(GRID + 1, rng), _below(GRID + 1, rng)
+    if np.random.random() < 0.5:
+        top, left = _below(GRID + 1), _below(GRID + 1)
     cut = slice(top, top + size), slice(left, left + size)
     return as_float(compressed[cut]), as_float(clean[cut])

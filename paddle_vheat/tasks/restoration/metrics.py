@@ -22,41 +22,33 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return (np.clip(image, 0, 1) * PEAK).round().astype(np.uint8)
 
 
-def luma(bgr: np.ndarray, rounded: bool = True) -> np.ndarray:
-    """Y of BT.601 in studio range (16..235), as Matlab's rgb2ycbcr: (H, W, 3) uint8 BGR -> (H, W).
+def luma(bgr: np.ndarray) -> np.ndarray:
+    """Y of BT.601 in studio range (16..235), as Matlab's rgb2ycbcr: (H, W, 3) uint8 BGR -> uint8 (H, W).
 
-    Not OpenCV's gray, which is full-range. ``rounded`` gives uint8, else float64.
+    Not OpenCV's gray, which is full-range.
     """
     y = (bgr.astype(np.float32) / np.float32(PEAK)) @ np.array([24.966, 128.553, 65.481]) + 16
-    return y.round().astype(np.uint8) if rounded else y
+    return y.round().astype(np.uint8)
 
 
-def _pair(output: np.ndarray, target: np.ndarray, border: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Both in float64 as (H, W, C), without ``border`` pixels at each side."""
+def _pair(output: np.ndarray, target: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Both in float64 as (H, W, C)."""
     if output.shape != target.shape or output.ndim not in (2, 3):
         raise ValueError(f"{name}: expected two images (H, W) or (H, W, C), got {output.shape} and {target.shape}")
-    height, width = output.shape[:2]
-    if min(height, width) <= 2 * border:
-        raise ValueError(f"{name}: nothing is left of {height} x {width} pixels without a border of {border}")
-    cut = slice(border, height - border), slice(border, width - border)
-    first, second = (np.atleast_3d(image[cut]).astype(np.float64) for image in (output, target))
-    return first, second
+    return np.atleast_3d(output).astype(np.float64), np.atleast_3d(target).astype(np.float64)
 
 
 def _decibels(mean_square: float) -> float:
     return 10 * math.log10(PEAK**2 / mean_square) if mean_square > 0 else math.inf
 
 
-def psnr(output: np.ndarray, target: np.ndarray, border: int = 0) -> float:
+def psnr(output: np.ndarray, target: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB over all pixels and channels; inf for equal images.
 
-    Args:
-        border: pixels that are left out at each side.
-
     Raises:
-        ValueError: if the shapes differ, or nothing is left inside the border.
+        ValueError: if the shapes differ.
     """
-    first, second = _pair(output, target, border, "psnr")
+    first, second = _pair(output, target, "psnr")
     return _decibels(float(((first - second) ** 2).mean()))
 
 
@@ -73,12 +65,10 @@ def ssim(output: np.ndarray, target: np.ndarray) -> float:
     Moments are the population's; K 0.01 and 0.03. Equals scikit-image's ``structural_similarity`` with
     ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255``.
 
-    Raises:
-        ValueError: if the shapes differ, or a side is below 11 pixels.
+    Args:
+        output, target: of one shape, at least 11 pixels a side.
     """
-    x, y = _pair(output, target, 0, "ssim")
-    if min(x.shape[:2]) < 11:
-        raise ValueError(f"ssim: needs at least 11 pixels a side, got {x.shape[0]} x {x.shape[1]}")
+    x, y = _pair(output, target, "ssim")
     c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
     mean_x, mean_y = _blur(x), _blur(y)
     var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
@@ -109,12 +99,10 @@ def psnr_b(output: np.ndarray, target: np.ndarray) -> float:
 
     Not symmetric: the target's blocks do not count.
 
-    Raises:
-        ValueError: if the shapes differ, or a side is below 16 pixels.
+    Args:
+        output, target: of one shape, at least 16 pixels a side.
     """
-    first, second = _pair(output, target, 0, "psnr_b")
-    if min(first.shape[:2]) < 2 * _BLOCK:
-        raise ValueError(f"psnr_b: needs at least 16 pixels a side, got {first.shape[0]} x {first.shape[1]}")
+    first, second = _pair(output, target, "psnr_b")
     channels = [
         _decibels(float(((x - y) ** 2).mean()) + _blockiness(x))
         for x, y in zip(first.transpose(2, 0, 1), second.transpose(2, 0, 1))

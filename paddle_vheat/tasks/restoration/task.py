@@ -14,9 +14,7 @@ from paddle_vheat._paddle import no_autocast, paddle
 from paddle_vheat.config import ConfigError, building
 from paddle_vheat.data.image_file import read_bgr
 from paddle_vheat.engine.evaluate import evaluating
-from paddle_vheat.engine.loader import stack
-from paddle_vheat.engine.optim import Factors
-from paddle_vheat.engine.task import Check, ExportSpec, Metric, Program
+from paddle_vheat.engine.task import Check, ExportSpec, Metric, Program, Task
 from paddle_vheat.errors import UserError
 from paddle_vheat.export import inference_copy
 from paddle_vheat.models.restoration import MODELS, RestorationNet
@@ -35,7 +33,7 @@ from paddle_vheat.tasks.restoration.evaluator import (
 from paddle_vheat.tasks.restoration.metrics import to_uint8
 from paddle_vheat.tasks.restoration.tiles import check_tile, restore_tiled
 from paddle_vheat.tasks.restoration.visualize import RestorationPrediction, as_rgb
-from paddle_vheat.weights.loading import LoadReport, load_weights
+from paddle_vheat.weights.loading import load_weights
 from paddle_vheat.weights.swinir_keys import load_swinir
 
 Tensor = Any
@@ -73,7 +71,7 @@ def _run(model: Any, images: np.ndarray) -> np.ndarray:
         return model(paddle.to_tensor(images)).astype("float32").numpy()
 
 
-class RestorationTask:
+class RestorationTask(Task):
     """Model, data, loss and scores that a configuration describes; arguments as of
     :class:`paddle_vheat.tasks.segmentation.task.SegmentationTask`."""
 
@@ -115,12 +113,6 @@ class RestorationTask:
             print(f"{path}: {report}", flush=True)
         return model
 
-    def parameter_factors(self, model: Any) -> Mapping[str, Factors]:
-        return {}
-
-    def loss_layers(self) -> None:
-        return None
-
     def losses(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"loss": charbonnier(model(batch["input"]), batch["target"], self.options.loss.eps)}
 
@@ -128,13 +120,10 @@ class RestorationTask:
         zeros = np.zeros((2, self.in_channels, 16, 16), np.float32)
         return {"input": zeros, "target": zeros, "meta": [{}, {}]}
 
-    def load(self, model: Any, path: str) -> LoadReport:
-        return load_weights(model, path)
-
     # --- data ------------------------------------------------------------------------------------------
 
     @lru_cache(maxsize=2)  # noqa: B019  (a task lives as long as its program)
-    def dataset(self, split: str) -> RestorationData:
+    def dataset(self, split: str) -> Any:  # RestorationData, which has nothing for the whole set to check
         options = self.options
         train, val, how = options.train, options.val, options.degradation
         try:
@@ -147,17 +136,7 @@ class RestorationTask:
         except UserError as error:
             raise type(error)(f"{self.source}: {error}") from error
 
-    def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return stack(samples)
-
-    def prepare(self, batch: dict[str, Any], seed: int) -> dict[str, Any]:
-        return batch
-
     # --- evaluation and prediction ---------------------------------------------------------------------
-
-    def eval_batches(self, dataset: Any, indices: Sequence[int]) -> list[list[int]]:
-        """One by one: every image has its own size."""
-        return [[index] for index in indices]
 
     @property
     def _tiles(self) -> tuple[tuple[int, int] | None, int]:

@@ -102,13 +102,13 @@ def test_what_is_wrong_is_named(coco, tmp_path, name):
     root = shutil.copytree(coco, tmp_path / "coco")
     change, message = WRONG[name]
     small.edit(root, "train", change)
-    problems = scan(dataset(root, skip_empty=False), name, "all", say=str)
+    problems = scan(dataset(root, skip_empty=False), name, "all")
     assert any(re.search(message, problem) for problem in problems), problems
     assert all(str(root) in problem for problem in problems)
 
 
 def test_what_is_right_is_not(coco):
-    assert scan(dataset(coco, skip_empty=False), "x", "all", say=str) == scan(dataset(coco, "val"), "x", "all") == []
+    assert scan(dataset(coco, skip_empty=False), "x", "all") == scan(dataset(coco, "val"), "x", "all") == []
 
 
 @pytest.mark.parametrize("name", ["nan", "unknown category", "two points"])

@@ -104,14 +104,14 @@ def test_crowds_sizes_and_shares_of_processes(coco, tmp_path, kind):
     annotations = json.loads((coco / "train.json").read_text(encoding="utf-8"))
     before = copy.deepcopy(annotations)
     results = perfect(annotations, np.random.default_rng(0))
-    ours = evaluate_results(annotations, results, kind)
+    images = [image["id"] for image in annotations["images"]]
+    ours = evaluate_results(annotations, results, kind, images)
     assert annotations == before
     expected = [value if value >= 0 else math.nan for value in by_hand(annotations, results, kind, tmp_path)]
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
     assert 0.1 < ours[0] < 0.95
     evaluators = [CocoEvaluator(task.dataset("val")) for _ in range(3)]
     evaluators[0].dataset = type("Set", (), {"content": annotations})()
-    images = [image["id"] for image in annotations["images"]]
     for rank in (0, 1):
         mine = set(images[rank::2])
         evaluators[rank].results = [one for one in results if one["image_id"] in mine]

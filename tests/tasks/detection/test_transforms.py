@@ -133,7 +133,8 @@ def test_flips_are_as_often_as_said(flip, mirrored):
 
 
 def test_evaluation_keeps_the_size_for_the_way_back():
-    sample = EvalTransform([160, 100], [1, 2, 3], [1, 1, 1])(scene(90, 120).image, {"image_id": 7})
+    options = schema.TransformOptions(scale=[160, 100], mean=[1, 2, 3], std=[1, 1, 1])
+    sample = EvalTransform(options)(scene(90, 120).image, {"image_id": 7})
     assert sample["meta"] == {"image_id": 7, "shape": (100, 133)}
     assert sample["img"].shape == (3, 100, 133)
     assert sample["img"][:, 0, 0].tolist() == [-1, -2, -3]

@@ -8,13 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from paddle_vheat.errors import DataError
 from paddle_vheat.tasks.restoration import degrade
 from paddle_vheat.tasks.restoration.metrics import luma
 from tests.conftest import golden
 
 DATA = golden("restoration_metrics")
-SOURCES = [np.random, np.random.RandomState(3), np.random.default_rng(3)]
 
 
 def picture(height, width, channels=None):
@@ -51,10 +49,10 @@ def test_jpeg_of_colours_keeps_their_order():
     assert np.abs(degrade.compress_jpeg(image, 95).astype(int) - image).max() < 10
 
 
-@pytest.mark.parametrize("rng", SOURCES, ids=lambda rng: type(rng).__name__)
-def test_noise_is_normal_unclipped_and_fresh(rng):
+def test_noise_is_normal_unclipped_and_fresh():
+    np.random.seed(3)
     image = np.zeros((200, 200), np.uint8)
-    noisy, clean = degrade.noise_pair(image, 25, 200, rng)
+    noisy, clean = degrade.noise_pair(image, 25, 200)
     assert noisy.dtype == clean.dtype == np.float32
     values = (noisy - clean) * 255
     # Five deviations of the estimates from 40,000 numbers.
@@ -63,7 +61,7 @@ def test_noise_is_normal_unclipped_and_fresh(rng):
     assert abs((values < 0).mean() - 0.5) < 5 * 0.5 / 200
     assert abs((np.abs(values) > 50).mean() - 0.0455) < 5 * 0.0455**0.5 / 200
     assert len(np.unique(noisy)) > 39_000  # neither clipped nor rounded
-    again, _ = degrade.noise_pair(image, 25, 200, rng)
+    again, _ = degrade.noise_pair(image, 25, 200)
     assert abs(np.corrcoef(noisy.ravel(), again.ravel())[0, 1]) < 5 / 200
 
 
@@ -94,10 +92,10 @@ def test_the_eight_augmentations_are_the_symmetries_of_the_square():
 def test_crops_and_augmentations_are_uniform():
     image = np.arange(16, dtype=np.uint8).reshape(4, 4)
     corners, modes = Counter(), Counter()
-    rng = np.random.RandomState(0)
+    np.random.seed(0)
     for _ in range(4000):
-        corners[int(degrade.random_crop(image, 2, rng)[0, 0])] += 1
-        modes[degrade.noise_pair(image[:2, :2], 0, 2, rng)[1].tobytes()] += 1
+        corners[int(degrade.random_crop(image, 2)[0, 0])] += 1
+        modes[degrade.noise_pair(image[:2, :2], 0, 2)[1].tobytes()] += 1
     # Five deviations of a binomial count.
     for counts, cases in ((corners, 9), (modes, 8)):
         assert len(counts) == cases
@@ -118,13 +116,11 @@ def grid_phase(compressed, clean):
 
 
 def test_the_grid_begins_anywhere_half_of_the_time():
-    rng = np.random.RandomState(0)
+    np.random.seed(0)
     image = picture(72, 72)
     phases = Counter()
     for _ in range(300):
-        compressed, clean = (
-            np.round(part * 255).astype(np.uint8) for part in degrade.jpeg_pair(image, 10, 64, rng=rng)
-        )
+        compressed, clean = (np.round(part * 255).astype(np.uint8) for part in degrade.jpeg_pair(image, 10, 64))
         assert compressed.shape == clean.shape == (64, 64)
         phases[grid_phase(compressed, clean)] += 1
     # 1/2, and of the other half the 4 of 81 offsets that are multiples of 8.
@@ -134,43 +130,33 @@ def test_the_grid_begins_anywhere_half_of_the_time():
 
 
 @pytest.mark.parametrize(("drawn", "top", "left"), [([0.1, 0.999, 0.0], 8, 0), ([0.1, 0.0, 0.5], 0, 4), ([0.5], 0, 0)])
-def test_compressed_and_clean_are_cut_alike(drawn, top, left):
-    class Given:
-        numbers = [0.0, 0.0, 0.0, *drawn]  # the first three: corner of the crop, augmentation
-
-        def random(self):
-            return self.numbers.pop(0)
-
+def test_compressed_and_clean_are_cut_alike(drawn, top, left, monkeypatch):
+    numbers = [0.0, 0.0, 0.0, *drawn]  # the first three: corner of the crop, augmentation
+    monkeypatch.setattr(np.random, "random", lambda: numbers.pop(0))
     image = picture(40, 40)
-    compressed, clean = degrade.jpeg_pair(image, 10, 32, rng=Given())
+    compressed, clean = degrade.jpeg_pair(image, 10, 32)
     part = (slice(top, top + 32), slice(left, left + 32))
     assert np.array_equal(clean, degrade.as_float(image[part]))
     assert np.array_equal(compressed, degrade.as_float(degrade.compress_jpeg(image, 10)[part]))
-    assert Given.numbers == []
+    assert numbers == []
 
 
 def test_gray_is_either_of_two():
     image = picture(40, 40, 3)
     image[..., 2] //= 2
-    rng = np.random.RandomState(0)
-    means = Counter(round(float(degrade.jpeg_pair(image, 90, 32, rng=rng)[1].mean() * 255)) for _ in range(200))
+    np.random.seed(0)
+    means = Counter(round(float(degrade.jpeg_pair(image, 90, 32)[1].mean() * 255)) for _ in range(200))
     candidates = [luma(image[4:36, 4:36]).mean(), cv2.cvtColor(image[4:36, 4:36], cv2.COLOR_BGR2GRAY).mean()]
     assert abs(candidates[0] - candidates[1]) > 2
     near = Counter(int(abs(mean - candidates[0]) > abs(mean - candidates[1])) for mean in means.elements())
     assert abs(near[0] - 100) < 5 * np.sqrt(50)
-    compressed, clean = degrade.jpeg_pair(image, 90, 32, gray=False, rng=rng)
+    compressed, clean = degrade.jpeg_pair(image, 90, 32, gray=False)
     assert compressed.shape == clean.shape == (32, 32, 3)
 
 
-def test_a_small_image_is_reported_and_a_fitting_one_taken_whole():
-    image = picture(40, 33)
-    for call in (lambda: degrade.noise_pair(image, 15, 34), lambda: degrade.jpeg_pair(image, 10, 26)):
-        with pytest.raises(DataError, match="the image of 40 x 33 pixels is smaller than the crop of 34 x 34"):
-            call()
-    assert degrade.noise_pair(image[:33], 15, 33)[0].shape == (33, 33)
-    for wrong in (image.astype(np.float32), None):
-        with pytest.raises(ValueError, match=r"expected uint8 and a quality of 1..100"):
-            degrade.compress_jpeg(image if wrong is None else wrong, 101 if wrong is None else 50)
+def test_a_fitting_image_is_taken_whole():
+    assert degrade.noise_pair(picture(33, 33), 15, 33)[0].shape == (33, 33)
+    assert degrade.jpeg_pair(picture(33, 33), 10, 25)[0].shape == (25, 25)
 
 
 def test_no_paddle_is_needed():

@@ -21,7 +21,8 @@ def test_equals_the_published_scores(name):
     for score, key in ((psnr(output, target), "psnr"), (psnr_b(output, target), "psnrb")):
         assert score == pytest.approx(float(DATA[f"{name}.{key}"]), rel=1e-12)
     assert ssim(output, target) == pytest.approx(float(DATA[f"{name}.ssim"]), abs=1e-11)
-    assert psnr(output, target, border=4) == pytest.approx(float(DATA[f"{name}.psnr_border4"]), rel=1e-12)
+    inside = slice(4, -4), slice(4, -4)
+    assert psnr(output[inside], target[inside]) == pytest.approx(float(DATA[f"{name}.psnr_border4"]), rel=1e-12)
 
 
 def test_all_pairs_are_compared():
@@ -38,17 +39,8 @@ def test_luma():
     bgr = DATA["ycbcr.bgr"]
     assert luma(bgr).dtype == np.uint8
     assert np.array_equal(luma(bgr), DATA["ycbcr.y_uint8"])
-    # The reference is float32 in [0, 1].
-    assert np.abs(luma(bgr, rounded=False) / 255 - DATA["ycbcr.float_y"]).max() < 1e-7
     ends = luma(np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8))
     assert ends.tolist() == [[16, 235]]
-
-
-def test_scores_on_luma():
-    output, target = (luma(DATA[f"color_noise50_bgr.{side}"], rounded=False) for side in "ab")
-    # The reference's images are float32.
-    assert psnr(output, target) == pytest.approx(float(DATA["color_noise50_bgr.psnr_y"]), abs=1e-4)
-    assert ssim(output, target) == pytest.approx(float(DATA["color_noise50_bgr.ssim_y"]), abs=1e-4)
 
 
 def test_psnr_b_is_of_the_outputs_blocks():
@@ -70,15 +62,7 @@ def test_to_uint8_clamps_and_rounds():
     assert to_uint8(values).tolist() == [0, 0, 0, 1, 100, 255, 255]
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: psnr(np.zeros((4, 4)), np.zeros((4, 5))), r"psnr: expected two images .* got \(4, 4\) and \(4, 5\)"),
-        (lambda: psnr(np.zeros((9, 8)), np.zeros((9, 8)), 4), "psnr: nothing is left of 9 x 8 pixels without a border"),
-        (lambda: ssim(np.zeros((40, 10)), np.zeros((40, 10))), "ssim: needs at least 11 pixels a side, got 40 x 10"),
-        (lambda: psnr_b(np.zeros((15, 40)), np.zeros((15, 40))), "psnr_b: needs at least 16 pixels a side, got 15 x"),
-    ],
-)
-def test_errors_name_the_sizes(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+@pytest.mark.parametrize("score", [psnr, ssim, psnr_b])
+def test_errors_name_the_shapes(score):
+    with pytest.raises(ValueError, match=rf"{score.__name__}: expected two images .* got \(16, 16\) and \(16, 17\)"):
+        score(np.zeros((16, 16)), np.zeros((16, 17)))

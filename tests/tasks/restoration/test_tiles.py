@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from paddle_vheat._paddle import paddle
-from paddle_vheat.errors import UserError
 from paddle_vheat.models import build_vheat_ir
 from paddle_vheat.tasks.restoration.tiles import restore_tiled
 from tests.conftest import relative_error
@@ -55,8 +54,3 @@ def test_tiles_of_a_model_are_close_to_the_whole_image():
     tiled = restore_tiled(run, image, (24, 24), 8)
     # At the start k is near 0, so that only pixels within the convolutions' reach of a seam differ.
     assert 0 < np.abs(tiled - whole).mean() < 0.2 * np.abs(whole - image).mean()
-
-
-def test_an_overlap_is_smaller_than_a_tile():
-    with pytest.raises(UserError, match="tiles of 8 pixels with an overlap of 8: expected an overlap of 0 to"):
-        restore_tiled(lambda part: part, np.zeros((1, 1, 9, 9), np.float32), (8, 8), 8)

@@ -1,7 +1,7 @@
-"""Pictures of conduction: one PNG for each concept, and the numbers of all of them.
+"""Pictures of conduction for ``visualize_heat.py``: one PNG for each concept, and the numbers of all of them.
 
-The definitions are in :mod:`conduction`, :mod:`observe` and :mod:`attribution`. Where there are many stages or blocks,
-the first, middle and last are shown; the numbers are of all.
+The definitions are in ``paddle_vheat/analysis``. Where there are many stages or blocks, the first, middle and last are
+shown; the numbers are of all.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import Curves, Panel, Scale, draw_bars, draw_curves, draw_maps
 
-from paddle_vheat._paddle import F, paddle
+from paddle_vheat._paddle import F, in_evaluation, paddle
 from paddle_vheat.analysis.attribution import (
     contribution_areas,
     contribution_shares,
@@ -24,13 +25,11 @@ from paddle_vheat.analysis.attribution import (
     score_of,
 )
 from paddle_vheat.analysis.conduction import FREQUENCY_BINS, by_frequency, conduction, mean_over_channels, reach
-from paddle_vheat.analysis.draw import Curves, Panel, Scale, draw_bars, draw_curves, draw_maps
 from paddle_vheat.analysis.observe import (
     Observation,
-    Tap,
     backbone_of,
-    in_evaluation,
     observe,
+    outputs_of,
     stage_layers,
     stage_maps,
 )
@@ -78,12 +77,8 @@ class Subject:
         """The operators of each model."""
         return {key: observe(model, paddle.to_tensor(self.image[None])) for key, model in self.models.items()}
 
-    @property
-    def size(self) -> str:
-        return f"{self.image.shape[1]} x {self.image.shape[2]} pixels"
-
     def title(self, text: str) -> str:
-        return f"{self.name}, {self.size}: {text}"
+        return f"{self.name}, {self.image.shape[1]} x {self.image.shape[2]} pixels: {text}"
 
     def rows(self, columns: int = 3) -> list[list[tuple[str, Observation]]]:
         """Up to four stages, and of each up to ``columns`` blocks; with a model before training, the last of each."""
@@ -99,8 +94,7 @@ class Subject:
         return rows
 
     def caption(self, key: str, one: Observation) -> str:
-        text = f"stage {one.stage + 1}, block {one.block + 1}"
-        return text if self.before is None else f"{text}, {'before' if key == 'before' else 'trained'}"
+        return _place(one) if self.before is None else f"{_place(one)}, {key}"
 
     def number(self, measure: Callable[[Observation], Numbers]) -> Numbers:
         """A measure of every operator of each model."""
@@ -115,6 +109,10 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
     if len(items) <= count:
         return list(items)
     return [items[-1]] if count == 1 else [items[round(i)] for i in np.linspace(0, len(items) - 1, count)]
+
+
+def _place(one: Observation) -> str:
+    return f"stage {one.stage + 1}, block {one.block + 1}"
 
 
 def _quantiles(values: np.ndarray) -> Any:
@@ -160,9 +158,8 @@ def draw_k(subject: Subject) -> Numbers:
             counts = np.histogram(known, edges)[0] / known.size
             text = f"{key}: {100 * (known == 0).mean():.0f} % are 0"
             histogram.append((text, np.sqrt(edges[1:] * edges[:-1]), 100 * counts))
-        caption = f"stage {row[-1][1].stage + 1}, block {row[-1][1].block + 1}"
-        panels.append(Curves(caption, lines, band))
-        histograms.append(Curves(caption, histogram))
+        panels.append(Curves(_place(row[-1][1]), lines, band))
+        histograms.append(Curves(_place(row[-1][1]), histogram))
     title = "k by frequency, all modes and channels\nband: 10 % to 90 % (trained)"
     draw_curves(
         subject.folder / "k_by_frequency.png", subject.title(title), panels, "|w| (radians per patch)", "k (patches²)"
@@ -211,7 +208,7 @@ def draw_response(subject: Subject) -> Numbers:
             means = by_frequency(one.decay)
             shown = ~np.isnan(means)
             lines.append((key, _MIDDLES[shown], means[shown]))
-        panels.append(Curves(f"stage {row[-1][1].stage + 1}, block {row[-1][1].block + 1}", lines))
+        panels.append(Curves(_place(row[-1][1]), lines))
     path = subject.folder / "response_by_frequency.png"
     title = "response by frequency, mean over modes and channels"
     draw_curves(path, subject.title(title), panels, "|w| (radians per patch)", "E")
@@ -223,8 +220,6 @@ def draw_patch(subject: Subject) -> Numbers:
     lasts = [[(key, one) for key, one in row if key == "trained"][-1][1] for row in subject.rows(1)]
     first = lasts[0].size
     y, x = subject.patch or (first[0] // 2, first[1] // 2)
-    if not (0 <= y < first[0] and 0 <= x < first[1]):
-        raise ValueError(f"--patch {y} {x} is outside the first stage's map of {first[0]} x {first[1]} patches")
 
     def places(one: Observation) -> dict[str, tuple[int, int]]:
         height, width = one.size
@@ -296,13 +291,8 @@ def draw_stages(subject: Subject) -> Numbers:
         maps = stage_maps(model, x)
         shown = spread(list(range(len(maps))), 4)
         prefix = f"{key}, " if subject.before is not None else ""
-        first = [] if subject.picture is None else [Panel("image", subject.picture)]
-        rows.append(
-            [
-                *first,
-                *(Panel(f"{prefix}stage {i + 1}", _enlarged(_unit(maps[i]), x), over=subject.picture) for i in shown),
-            ]
-        )
+        panels = [Panel(f"{prefix}stage {i + 1}", _enlarged(_unit(maps[i]), x), over=subject.picture) for i in shown]
+        rows.append([_image(subject), *panels])
         numbers[key] = [{"stage": i + 1, "norm": m} for i, m in enumerate(maps)]
     title = (
         "response of the stages: L2 norm over channels, scaled to [0, 1] in each map\nbilinear, on the image at 50 %"
@@ -310,6 +300,11 @@ def draw_stages(subject: Subject) -> Numbers:
     scale = Scale("norm (0: minimum, 1: maximum)", 0.0, 1.0)
     draw_maps(subject.folder / "stages.png", subject.title(title), rows, scale)
     return numbers
+
+
+def _image(subject: Subject) -> Panel:
+    assert subject.picture is not None  # NEED_AN_IMAGE
+    return Panel("image", subject.picture)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
@@ -328,12 +323,9 @@ def draw_erf(subject: Subject) -> Numbers:
     for key, model in subject.models.items():
         found = receptive_field(last_stage(model), subject.images)
         peak = max(float(found.field.max()), 1e-300)
-        scaled = {"log10(1 + G) / max": np.log10(1 + found.field), "(G / max)^0.2": (found.field / peak) ** 0.2}
-        scaled["log10(1 + G) / max"] /= max(float(scaled["log10(1 + G) / max"].max()), 1e-300)
-        areas = {
-            "of_log_scaled": contribution_areas(scaled["log10(1 + G) / max"]),
-            "of_raw": contribution_areas(found.field),
-        }
+        logarithmic = np.log10(1 + found.field)
+        logarithmic /= max(float(logarithmic.max()), 1e-300)
+        areas = {"of_log_scaled": contribution_areas(logarithmic), "of_raw": contribution_areas(found.field)}
         count = found.images
         numbers[key] = {
             "images": count,
@@ -344,11 +336,10 @@ def draw_erf(subject: Subject) -> Numbers:
             },
             "raw_share_by_half_side": contribution_shares(found.field),
         }
-        texts = [_area(areas[name]) for name in ("of_log_scaled", "of_raw")]
         rows.append(
             [
-                Panel(f"{key}: {name}\narea {text}", values)
-                for (name, values), text in zip(scaled.items(), (f"of it {texts[0]}", f"of G {texts[1]}"))
+                Panel(f"{key}: log10(1 + G) / max\narea of it {_area(areas['of_log_scaled'])}", logarithmic),
+                Panel(f"{key}: (G / max)^0.2\narea of G {_area(areas['of_raw'])}", (found.field / peak) ** 0.2),
             ]
         )
     title = (
@@ -371,12 +362,11 @@ def draw_cam(subject: Subject) -> Numbers:
         raise ValueError("Grad-CAM needs the class scores of a classifier or a segmentor")
     numbers, rows = {}, []
     for key, model in subject.models.items():
-        with in_evaluation(model), Tap(stage_layers(backbone_of(model))[-1]) as tap:
+        with in_evaluation(model), outputs_of(stage_layers(backbone_of(model))[-1]) as kept:
             score, label = score_of(model(x), subject.label)
-            found = grad_cam(tap.value, score)
-        first = [] if subject.picture is None else [Panel("image", subject.picture)]
+            found = grad_cam(kept[-1], score)
         shown = _enlarged(_unit(found), x)
-        rows.append([*first, Panel(f"{key}: class {label}", shown, over=subject.picture)])
+        rows.append([_image(subject), Panel(f"{key}: class {label}", shown, over=subject.picture)])
         numbers[key] = {"class": label, "score": float(score), "map": found}
     title = "Grad-CAM of the last stage, before the final norm\nscaled to [0, 1], bilinear, on the image at 50 %"
     scale = Scale("weight (0: minimum, 1: maximum)", 0.0, 1.0)

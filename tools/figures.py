@@ -1,4 +1,4 @@
-"""Figures of maps and curves as PNG files; matplotlib is imported when one is drawn."""
+"""Figures of maps, curves and bars as PNG files; matplotlib is imported when one is drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 
 from paddle_vheat._files import write_atomically
 
-MAX_PANELS = 12
 _STYLES = {"before": "0.55", "trained": "#7b2382"}
 
 
@@ -45,14 +44,7 @@ class Scale:
 
 
 def draw_maps(path: str | Path, title: str, rows: Sequence[Sequence[Panel]], scale: Scale) -> None:
-    """Rows of maps with one colour bar.
-
-    Raises:
-        ValueError: for more than 12 panels.
-    """
-    count = sum(len(row) for row in rows)
-    if count > MAX_PANELS:
-        raise ValueError(f"draw_maps: {count} panels; at most {MAX_PANELS}")
+    """Rows of maps with one colour bar."""
     maps = [panel.values for row in rows for panel in row if panel.values.ndim == 2]
     low = min(float(np.nanmin(m)) for m in maps) if scale.low is None else scale.low
     high = max(float(np.nanmax(m)) for m in maps) if scale.high is None else scale.high
