@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from paddle_vheat.config.options import option, read_options, short
 from paddle_vheat.config.read import read_yaml
 from paddle_vheat.data.image_file import MAX_PIXELS
-from paddle_vheat.deploy.runtimes import ONEDNN_NAMES
+from paddle_vheat.deploy.runtimes import ONEDNN
 from paddle_vheat.errors import ConfigError, MissingFileError
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class _Deploy:
     int8: Mapping[str, str] = option(dict, {})
     opset: int | None = option(int, None)
     min_size: int = option(int, 1, min=1, max=MAX_PIXELS)
-    onednn: str = option(str, "off", choices=tuple(ONEDNN_NAMES))
+    onednn: str = option(str, "off", choices=ONEDNN)
     checked_on: Mapping[str, str] = option(dict, {})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +64,16 @@ class Predictor:
         tensorrt: bool | dict[str, Any] = False,
         resize: bool = True,
     ) -> None:
-        runtimes.check_options(device, precision, tensorrt, threads)
+        options = runtimes.Options(threads, device, precision, tensorrt)
         self.description = read_description(folder)
         self._resize = resize
         self._processor = make_processor(self.description)
         self._lock = threading.Lock()
         chosen = choose_runtime(self.description, runtime, device, precision)
         onednn = safe_onednn(self.description) if chosen == "paddle" and device == "cpu" else "off"
-        name = runtimes.ONNX_RUNTIMES.get(chosen) or runtimes.ONEDNN_NAMES[onednn]
-        self.runtime = name + (f" {precision}" if precision != "fp32" else "")
-        options: dict[str, Any] = {"device": device, "precision": precision, "tensorrt": tensorrt, "threads": threads}
-        self.programs = runtimes.load_programs(
-            self.description, self._processor.programs, chosen, onednn=onednn, **options
-        )
+        self.runtime = runtimes.NAMES[chosen, onednn] + (f" {precision}" if precision != "fp32" else "")
+        options = replace(options, onednn=onednn)
+        self.programs = runtimes.load_programs(self.description, self._processor.programs, chosen, options)
 
     def predict(self, image: Any) -> Any:
         """Predict one image or a list of them.

@@ -15,9 +15,7 @@ from paddle_vheat.deploy.processor import Processor, Run
 from paddle_vheat.engine.task import ExportSpec
 from paddle_vheat.errors import ExportError
 
-PADDLE, REDUCED, ONEDNN = (runtimes.ONEDNN_NAMES[onednn] for onednn in ("off", "reduced", "full"))
-ONNX = runtimes.ONNX_NAME
-OPENVINO = runtimes.OPENVINO_NAME
+PADDLE, REDUCED, ONEDNN, ONNX, OPENVINO = runtimes.NAMES.values()
 # Passes of some Paddle versions are wrong or crash on sound graphs, and OpenVINO may lack an operator: not used then.
 MAY_FAIL = (ONEDNN, REDUCED, OPENVINO)
 USUAL_SIZES = [(128, 160), (97, 203)]
@@ -46,11 +44,9 @@ def load_runtime(
     description: Description, processor: Processor, runtime: str, threads: int | None = None
 ) -> dict[str, Run]:
     """The programs of an export in one of the runtimes above, on the CPU."""
-    for kind, name in runtimes.ONNX_RUNTIMES.items():
-        if runtime == name:
-            return runtimes.load_programs(description, processor.programs, kind, threads=threads)
-    onednn = next(key for key, name in runtimes.ONEDNN_NAMES.items() if name == runtime)
-    return runtimes.load_programs(description, processor.programs, "paddle", onednn=onednn, threads=threads)
+    kind, onednn = next(key for key, name in runtimes.NAMES.items() if name == runtime)
+    options = runtimes.Options(threads=threads, onednn=onednn)
+    return runtimes.load_programs(description, processor.programs, kind, options)
 
 
 def check_inputs(spec: ExportSpec, description: Description, processor: Processor) -> list[np.ndarray]:
@@ -69,7 +65,7 @@ def check_inputs(spec: ExportSpec, description: Description, processor: Processo
 def right_onednn(differences: Sequence[Difference]) -> str:
     """How much of oneDNN is right for the model: "full", "reduced" or "off"."""
     for onednn in ("full", "reduced"):
-        found = [d.ok for d in differences if d.runtime == runtimes.ONEDNN_NAMES[onednn]]
+        found = [d.ok for d in differences if d.runtime == runtimes.NAMES["paddle", onednn]]
         if found and all(found):
             return onednn
     return "off"
