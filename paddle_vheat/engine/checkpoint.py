@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -30,11 +31,6 @@ from paddle_vheat._files import not_a_file, replace_folder, sync, write_atomical
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import CheckpointError
 from paddle_vheat.weights.safe_pickle import load_arrays
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 STATE_FILE = "state.json"
 LOCK_FILE = ".lock"
@@ -59,9 +55,6 @@ def run_lock(save_dir: Path) -> Iterator[bool]:
     Raises:
         CheckpointError: if another process has the folder; says which.
     """
-    if fcntl is None:
-        yield False
-        return
     with (save_dir / LOCK_FILE).open("a+", encoding="utf-8") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,7 +164,8 @@ def update_state(folder: Path, changes: Mapping[str, Any]) -> None:
 
 def _sealed(state: Mapping[str, Any]) -> str:
     """A state as it is written, with its checksum."""
-    content = json.loads(json.dumps(state))  # as it will be read: JSON's keys are strings
+    # As it will be read: JSON's keys are strings, and arrays are lists.
+    content = json.loads(json.dumps(state, default=lambda array: np.asarray(array).tolist()))
     content["crc32"] = _state_crc32(content)
     return json.dumps(content, indent=1)
 

@@ -67,10 +67,10 @@ class Checkpoints(Hook):
         scaler = run.precision.scaler
         state: dict[str, Any] = {
             "optimizer": type(run.optimizer).__name__,
-            "lr_scheduler": _plain(run.scheduler.state_dict()),
-            "scaler": _plain(scaler.state_dict()) if scaler else None,
+            "lr_scheduler": run.scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
             "options": effective_options(run),
-            "config": _plain(run.task.config),
+            "config": run.task.config,
             "versions": {
                 "paddle_vheat": __version__,
                 "paddle": paddle.__version__,
@@ -291,7 +291,7 @@ def changes(state: Mapping[str, Any], run: Trainer, limit: int = 12) -> list[str
     """What a run's configuration and options have that the checkpoint's did not: "key: old -> new"."""
     free = {"save_dir", "resume_model", "num_workers", "use_vdl", "log_iters", "keep_checkpoint_max"}
     before = dict(_flat("", {**state.get("config", {}), **state.get("options", {})}))
-    now = dict(_flat("", {**_plain(run.task.config), **_plain(effective_options(run))}))
+    now = dict(_flat("", {**run.task.config, **effective_options(run)}))
     names = [name for name in {**before, **now} if name not in free and before.get(name) != now.get(name)]
     lines = [f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names]
     return lines[:limit] + ([f"and {len(lines) - limit} more"] if len(lines) > limit else [])
@@ -303,16 +303,3 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _flat(f"{prefix}.{key}" if prefix else str(key), item)
     else:
         yield prefix, value
-
-
-def _plain(value: Any) -> Any:
-    """A state as JSON can hold it."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return value
-    if hasattr(value, "numpy"):
-        value = value.numpy()
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return np.asarray(value).tolist()
