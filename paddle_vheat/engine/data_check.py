@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from paddle_vheat._files import write_atomically
+from paddle_vheat._files import cache_home, write_atomically
 from paddle_vheat._paddle import paddle
 from paddle_vheat.cpu import count_cores
 from paddle_vheat.data.image_file import has_orientation
@@ -33,10 +33,6 @@ WORKERS_FROM = 100  # samples; below, starting processes takes longer than they 
 BATCH = 8
 
 
-class InputError(UserError):
-    """Several mistakes in what a command was given."""
-
-
 class Report:
     """Mistakes that were found so far.
 
@@ -46,7 +42,7 @@ class Report:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        self._errors: list[Exception] = []
+        self._first: Exception | None = None
 
     def add(self, problems: list[str]) -> None:
         self.problems += [problem for problem in dict.fromkeys(problems) if problem not in self.problems]
@@ -60,10 +56,10 @@ class Report:
             before = len(self.problems)
             self.add(getattr(error, "problems", [str(error)]))
             if len(self.problems) > before:
-                self._errors.append(error)
+                self._first = self._first or error
 
     def close(self) -> None:
-        """Raise what was noted: a single error as it was, several as one :class:`InputError`.
+        """Raise what was noted: a single error as it was, several as one :class:`UserError`.
 
         In a distributed run, all processes raise what any of them found.
         """
@@ -72,21 +68,19 @@ class Report:
             paddle.distributed.all_gather_object(everything, self.problems)
             for problems in everything:
                 self.add(problems)
-        count = len(self.problems)
-        if not count:
-            return
-        first = self._errors[0] if self._errors else None
+        count, first = len(self.problems), self._first
         if first is not None and len(getattr(first, "problems", [first])) == count <= MAX_REPORTED:
             raise first
-        raise InputError(shortened(self.problems)) from first
+        if count:
+            raise UserError(shortened(self.problems)) from first
 
 
-def shortened(problems: list[str], limit: int = MAX_REPORTED) -> str:
+def shortened(problems: list[str]) -> str:
     """Problems below each other, the first of them if there are many; a single one as it is."""
     if len(problems) == 1:
         return problems[0]
-    more = [f"... and {len(problems) - limit} more"] if len(problems) > limit else []
-    return "\n  ".join([f"{len(problems)} mistakes, found before the start:", *problems[:limit], *more])
+    more = [f"... and {len(problems) - MAX_REPORTED} more"] if len(problems) > MAX_REPORTED else []
+    return "\n  ".join([f"{len(problems)} mistakes, found before the start:", *problems[:MAX_REPORTED], *more])
 
 
 # --- data -------------------------------------------------------------------------------------------
@@ -115,13 +109,7 @@ class _Verdicts:
         return "", turned, value
 
 
-def scan(
-    dataset: Any,
-    name: str,
-    which: str | int = "auto",
-    num_workers: int = 0,
-    say: Callable[[str], None] = print,
-) -> list[str]:
+def scan(dataset: Any, name: str, which: str | int = "auto", num_workers: int = 0) -> list[str]:
     """Read samples of a data set as they are stored, with a progress bar, and report what is wrong with them.
 
     What is checked is the data set's (``check``, ``check_all``). That all is well is remembered in the user's cache
@@ -131,7 +119,6 @@ def scan(
         name: of the data, for the bar.
         which: see :func:`which_samples`.
         num_workers: processes; 0 takes as many as there are processors if there is much to do.
-        say: prints a line.
     """
     rank, world_size = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
     indices = which_samples(len(dataset), which)
@@ -156,7 +143,7 @@ def scan(
     problems = [text for text, _, _ in verdicts if text]
     turned = next((file for _, file, _ in verdicts if file), "")
     if turned and rank == 0:
-        say(f"note: {turned} has an EXIF orientation, which is ignored everywhere, as PaddleSeg and PaddleClas do")
+        print(f"note: {turned} has an EXIF orientation, which is ignored everywhere, as PaddleSeg and PaddleClas do")
     if not problems and len(indices) == len(dataset) and hasattr(dataset, "check_all"):
         problems += dataset.check_all([value for _, _, value in verdicts])
     if not problems and remembered is not None and rank == 0:
@@ -175,13 +162,10 @@ def _cache_file(dataset: Any, indices: np.ndarray) -> Path | None:
             except OSError:
                 return None
             digest.update(f"\n{os.path.abspath(path)}\t{status.st_size}\t{status.st_mtime_ns}".encode())
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(folder) / "paddle_vheat" / "checked_data" / f"{digest.hexdigest()[:32]}.json"
+    return cache_home() / "checked_data" / f"{digest.hexdigest()[:32]}.json"
 
 
-def check_data(
-    task: Task, report: Report, split: str, which: str | int, num_workers: int = 0, say: Callable[[str], None] = print
-) -> None:
+def check_data(task: Task, report: Report, split: str, which: str | int, num_workers: int = 0) -> None:
     """Build one of a task's data sets and scan it."""
     if split in task.broken:
         return
@@ -190,7 +174,7 @@ def check_data(
         dataset = task.dataset(split)
         if len(dataset) == 0:
             raise DataError(f"{task.source}: {name} is empty")
-        report.add(scan(dataset, name, which, num_workers, say))
+        report.add(scan(dataset, name, which, num_workers))
 
 
 # --- model ------------------------------------------------------------------------------------------
