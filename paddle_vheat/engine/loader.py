@@ -38,12 +38,11 @@ def max_workers() -> int:
     return max(8, 4 * count_cores())
 
 
-def check_workers(count: int, where: str) -> int:
+def check_workers(count: int, where: str) -> None:
     if not 0 <= count <= max_workers():
         raise UserError(
             f"{where} must be from 0 to {max_workers()} on this machine of {count_cores()} cores, got {count}"
         )
-    return count
 
 
 def derived_seed(*parts: int) -> int:
