@@ -227,8 +227,8 @@ class NonFiniteGuard(Hook):
         if not self.max_skipped:
             return True
         # A scaler looks at the gradients itself: while it finds its scale, they overflow.
-        gradients = [] if run.precision.scaler else [p.grad for p in run.model.parameters() if p.grad is not None]
-        if all_finite([*run.losses, *gradients]):
+        looked_at = [] if run.precision.scaler.is_enable() else run.model.parameters()
+        if all_finite([*run.losses, *(p.grad for p in looked_at if p.grad is not None)]):
             return True
         skip = self.skipped_steps < self.max_skipped
         self.skipped_steps += skip
