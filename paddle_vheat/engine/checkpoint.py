@@ -122,15 +122,6 @@ def save_best(folder: Path, file: str, weights: Mapping[str, Any], report: Mappi
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_best(folder: Path, file: str) -> dict[str, Any] | None:
-    """The scores of the weights in ``folder``; None if they are not both there."""
-    try:
-        report = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return report if isinstance(report, dict) and (folder / file).is_file() else None
-
-
 def save_checkpoint(
     save_dir: Path, iteration: int, arrays: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]
 ) -> Path:
@@ -270,6 +261,11 @@ def read_newest(save_dir: str | Path) -> tuple[Path | None, Any, list[str]]:
             f"--save_dir or remove them: {'; '.join(skipped[:5])}"
         )
     return None, None, []
+
+
+def read_resumed(save_dir: str | Path, where: str) -> tuple[Path | None, Any, list[str]]:
+    """What :func:`read_newest` gives of the checkpoint to resume from, which may be a folder by name or "auto"."""
+    return read_newest(save_dir) if where == "auto" else (Path(where), read_checkpoint(where), [])
 
 
 def prune_checkpoints(save_dir: Path, keep: int, iteration: int) -> None:

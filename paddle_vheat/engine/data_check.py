@@ -17,7 +17,7 @@ from paddle_vheat._files import cache_home, write_atomically
 from paddle_vheat._paddle import paddle
 from paddle_vheat.cpu import count_cores
 from paddle_vheat.data.image_file import has_orientation
-from paddle_vheat.engine.checkpoint import read_checkpoint, read_newest
+from paddle_vheat.engine.checkpoint import read_resumed
 from paddle_vheat.engine.hooks import restore_tensors, untrained_state
 from paddle_vheat.engine.loader import load_batches, sample_files, to_tensors
 from paddle_vheat.engine.task import Task
@@ -212,11 +212,7 @@ def try_losses(task: Task, model: Any, autocast: Callable[[], Any] = contextlib.
 
 def check_resume(save_dir: str | Path, where: str, model: Any) -> None:
     """Raise if the checkpoint to resume from cannot be read or is of another model."""
-    folder: Path | None = Path(where)
-    if where == "auto":
-        folder, content, _ = read_newest(save_dir)
-    else:
-        content = read_checkpoint(where)
+    folder, content, _ = read_resumed(save_dir, where)
     if folder is not None:
         _, arrays = content
         if "model.pdparams" in arrays:

@@ -23,9 +23,7 @@ from paddle_vheat.engine.checkpoint import (
     list_checkpoints,
     optimizer_arrays,
     prune_checkpoints,
-    read_best,
-    read_checkpoint,
-    read_newest,
+    read_resumed,
     restore_optimizer,
     resuming,
     save_best,
@@ -68,7 +66,7 @@ class Checkpoints(Hook):
         state: dict[str, Any] = {
             "optimizer": type(run.optimizer).__name__,
             "lr_scheduler": run.scheduler.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
+            "scaler": scaler.state_dict() if scaler.is_enable() else None,
             "options": effective_options(run),
             "config": run.task.config,
             "versions": {
@@ -95,12 +93,9 @@ class Checkpoints(Hook):
             self._refuse_other_run(run.save_dir)
             return
         with resuming(where):
-            if where == "auto":
-                folder, content, skipped = read_newest(run.save_dir)
-                for reason in skipped:
-                    run.log.say(f"skipped: {reason}")
-            else:
-                folder, content = Path(where), read_checkpoint(where)
+            folder, content, skipped = read_resumed(run.save_dir, where)
+            for reason in skipped:
+                run.log.say(f"skipped: {reason}")
             if folder is None:
                 self._refuse_other_run(run.save_dir)
                 run.log.say(f"nothing to resume in {run.save_dir}: starting from the beginning")
@@ -135,7 +130,7 @@ class Checkpoints(Hook):
             # LinearWarmup says so of its own state, always.
             warnings.filterwarnings("ignore", "There are some unused values in state_dict")
             run.scheduler.set_state_dict(state["lr_scheduler"])
-        if run.precision.scaler and state.get("scaler"):
+        if run.precision.scaler.is_enable() and state.get("scaler"):
             run.precision.scaler.load_state_dict({k: np.asarray(v) for k, v in state["scaler"].items()})
         run.iteration = state["iteration"]
         for hook in run.hooks:
@@ -175,7 +170,7 @@ class Evaluation(Hook):
         if self.pending and self.enabled:
             self._interval(run)
         else:
-            self._save_best(run, unless_there=True)
+            self._save_best(run)
 
     def after_step(self, run: Trainer) -> None:
         if self.enabled and run.eval_due:
@@ -243,16 +238,15 @@ class Evaluation(Hook):
                 run.progress.pictures(run, task.preview(run.model, 4))
         return better
 
-    def _save_best(self, run: Trainer, unless_there: bool = False) -> None:
-        """Keep the weights as they are now, where they are the best."""
+    def _save_best(self, run: Trainer) -> None:
+        """Keep the weights as they are now, where they are the best; at a start, as a killed run may not have."""
         weights = {"best_model": run.model, "ema_best_model": run.ema}
         for name, report in self.reports.items():
             folder, file, of = run.save_dir / name, BEST_FILES[name], weights[name]
             if not run.is_main or of is None or report["iteration"] != run.iteration:
                 continue
-            if not (unless_there and read_best(folder, file) == report):
-                with run.log.writing(folder):
-                    save_best(folder, file, of.state_dict(), report)
+            with run.log.writing(folder):
+                save_best(folder, file, of.state_dict(), report)
 
     def _entries(self) -> dict[str, Any]:
         return {"best": self.best, "best_reports": self.reports, "stale_intervals": self.stale_intervals}
