@@ -166,19 +166,14 @@ class Predictor:
             yield from ({name: output[i] for name, output in outputs.items()} for i in range(len(part)))
 
 
-def prepare(image: Any, description: Description, processor: Processor) -> tuple[np.ndarray, Any]:
-    """The input (C, h, w) for an image, at a size that the model takes, and what the processor's ``finish`` needs.
-
-    Raises:
-        ValueError: for an image that cannot be decoded or taken.
-    """
-    return fitted(*processor.prepare(image), description, processor)
-
-
 def fitted(
     array: np.ndarray, context: Any, description: Description, processor: Processor, resize: bool = True
 ) -> tuple[np.ndarray, Any]:
-    """The same of what the processor's ``prepare`` gave."""
+    """What the processor's ``prepare`` gave, at a size that the model takes: (C, h, w), and what ``finish`` needs.
+
+    Raises:
+        UserError: for an image that cannot be taken.
+    """
     size, given = description.size, (int(array.shape[1]), int(array.shape[2]))
     if size is None:
         smallest = description.min_size

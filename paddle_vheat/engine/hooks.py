@@ -69,8 +69,6 @@ class ExponentialMovingAverage(Hook):
     FILE = "ema_model.pdparams"
 
     def __init__(self, model: Any, decay: float = 0.999, warm_up: bool = True) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise UserError(f"EMA: the decay must be in [0, 1), got {decay}")
         self.model, self.decay, self.warm_up = model, decay, warm_up
         self.average = {name: _wide(value.detach()).clone() for name, value in live_tensors(model).items()}
 

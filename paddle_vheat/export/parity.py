@@ -10,7 +10,7 @@ import numpy as np
 
 from paddle_vheat.deploy import runtimes
 from paddle_vheat.deploy.description import Description
-from paddle_vheat.deploy.predictor import prepare
+from paddle_vheat.deploy.predictor import fitted
 from paddle_vheat.deploy.processor import Processor, Run
 from paddle_vheat.engine.task import ExportSpec
 from paddle_vheat.errors import ExportError
@@ -40,13 +40,10 @@ class Difference:
         return f"{self.runtime:<31} {self.output:<13} {self.size[0]:>5} x {self.size[1]:<5} {self.value:.2e}  {verdict}"
 
 
-def load_runtime(
-    description: Description, processor: Processor, runtime: str, threads: int | None = None
-) -> dict[str, Run]:
+def load_runtime(description: Description, processor: Processor, runtime: str) -> dict[str, Run]:
     """The programs of an export in one of the runtimes above, on the CPU."""
     kind, onednn = next(key for key, name in runtimes.NAMES.items() if name == runtime)
-    options = runtimes.Options(threads=threads, onednn=onednn)
-    return runtimes.load_programs(description, processor.programs, kind, options)
+    return runtimes.load_programs(description, processor.programs, kind, runtimes.Options(onednn=onednn))
 
 
 def check_inputs(spec: ExportSpec, description: Description, processor: Processor) -> list[np.ndarray]:
@@ -57,7 +54,7 @@ def check_inputs(spec: ExportSpec, description: Description, processor: Processo
     sizes = list(spec.sizes or USUAL_SIZES) if height is None else [(height, width)]
     inputs = [rng.standard_normal((batch or 2, channels, *size)).astype(np.float32) for size in sizes]
     for image in spec.images:
-        array, _ = prepare(image, description, processor)
+        array, _ = fitted(*processor.prepare(image), description, processor)
         inputs.append(np.repeat(array[None], batch or 1, axis=0))
     return inputs
 
