@@ -314,7 +314,7 @@ def make_recipe(options: SegmentationOptions) -> Recipe:
     name: str = block.pop("type")
     name = _LOWER_CASE.get(name, name)
     name = "Momentum" if name == "SGD" and "momentum" in block else name
-    chosen: Any = read_options(OPTIMIZERS[name], block, "optimizer")
+    chosen: Any = read_options(OPTIMIZERS[name], block, "optimizer", [])
     shared = {field.name for field in fields(OptimizerOptions)}
     arguments = {field.name: getattr(chosen, field.name) for field in fields(chosen) if field.name not in shared}
     clip = dict(chosen.grad_clip_cfg or {})
