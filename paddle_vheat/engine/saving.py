@@ -45,9 +45,6 @@ BEST_FILES = {"best_model": MODEL, "ema_best_model": ExponentialMovingAverage.FI
 class Checkpoints(Hook):
     """Writes and resumes checkpoints."""
 
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
-
     # --- saving ---------------------------------------------------------------------------------------
 
     def after_step(self, run: Trainer) -> None:
@@ -81,7 +78,7 @@ class Checkpoints(Hook):
             state.update(hook.state(run))
         with run.log.writing(run.save_dir / f"iter_{run.iteration}"):
             folder = save_checkpoint(run.save_dir, run.iteration, arrays, state)
-            prune_checkpoints(run.save_dir, self.keep, run.iteration)
+            prune_checkpoints(run.save_dir, run.options.keep_checkpoint_max, run.iteration)
         run.log.say(f"saved {folder}")
 
     # --- resuming -------------------------------------------------------------------------------------
@@ -138,7 +135,7 @@ class Checkpoints(Hook):
         for line in changes(state, run):
             run.log.say(f"note: changed since the checkpoint: {line}")
         if run.is_main:  # what a process that was killed after its checkpoint did not come to
-            prune_checkpoints(run.save_dir, self.keep, run.iteration)
+            prune_checkpoints(run.save_dir, run.options.keep_checkpoint_max, run.iteration)
         run.log.say(f"resumed {folder} at iteration {run.iteration}")
 
     @staticmethod
