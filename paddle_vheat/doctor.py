@@ -145,21 +145,18 @@ def folders() -> Findings:
 
 
 def check_operator() -> str:
-    """Heat conduction against cosines in float64."""
+    """Heat that spreads from a patch, against the same in float64."""
     import numpy as np
 
     from paddle_vheat._paddle import paddle
-    from paddle_vheat.ops import conduct_heat, cosine_basis, heat_decay
+    from paddle_vheat.analysis import conduction, radial_frequency
+    from paddle_vheat.ops import conduct_heat, heat_decay
 
-    height, width = 5, 7
-    rng = np.random.default_rng(0)
-    heat, diffusivity = rng.standard_normal((height, width)), rng.random((height, width))
-
-    rows, columns = (cosine_basis(n, "float64").numpy() for n in (height, width))
-    squares = (np.pi * np.arange(height)[:, None] / height) ** 2 + (np.pi * np.arange(width) / width) ** 2
-    expected = rows.T @ (rows @ heat @ columns.T * np.exp(-diffusivity * squares)) @ columns
-    given = (paddle.to_tensor(array[..., None].astype(np.float32)) for array in (heat, diffusivity))
-    found = conduct_heat(next(given).unsqueeze(0), heat_decay(next(given))).numpy()[0, ..., 0]
+    start, diffusivity = np.zeros((1, 5, 7, 1), np.float32), np.random.default_rng(0).random((5, 7, 1))
+    start[0, 2, 3] = 1
+    (expected,) = conduction(np.exp(-diffusivity * radial_frequency(5, 7)[..., None] ** 2), (2, 3))
+    decay = heat_decay(paddle.to_tensor(diffusivity.astype(np.float32)))
+    found = conduct_heat(paddle.to_tensor(start), decay).numpy()[0, ..., 0]
     error = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not error < 1e-5:  # float32 sums of seven terms, twice
         raise ArithmeticError(f"differs from float64 by {error:.1e} of the largest value")
