@@ -18,6 +18,7 @@ from paddle_vheat._paddle import paddle
 from paddle_vheat.cpu import count_cores
 from paddle_vheat.data.image_file import has_orientation
 from paddle_vheat.engine.checkpoint import read_resumed
+from paddle_vheat.engine.evaluate import gathered
 from paddle_vheat.engine.hooks import restore_tensors, untrained_state
 from paddle_vheat.engine.loader import load_batches, sample_files, to_tensors
 from paddle_vheat.engine.task import Task
@@ -63,11 +64,8 @@ class Report:
 
         In a distributed run, all processes raise what any of them found.
         """
-        if paddle.distributed.get_world_size() > 1:
-            everything: list[Any] = []
-            paddle.distributed.all_gather_object(everything, self.problems)
-            for problems in everything:
-                self.add(problems)
+        for problems in gathered(self.problems):
+            self.add(problems)
         count, first = len(self.problems), self._first
         if first is not None and len(getattr(first, "problems", [first])) == count <= MAX_REPORTED:
             raise first
@@ -136,10 +134,7 @@ def scan(dataset: Any, name: str, which: str | int = "auto", num_workers: int = 
         for found in load_batches(_Verdicts(dataset), batches, num_workers, collate=list):
             verdicts += found
             bar.update(len(found))
-    if world_size > 1:
-        shares: list[Any] = []
-        paddle.distributed.all_gather_object(shares, verdicts)
-        verdicts = [verdict for share in shares for verdict in share]
+    verdicts = [verdict for share in gathered(verdicts) for verdict in share]
     problems = [text for text, _, _ in verdicts if text]
     turned = next((file for _, file, _ in verdicts if file), "")
     if turned and rank == 0:

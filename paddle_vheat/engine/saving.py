@@ -30,7 +30,7 @@ from paddle_vheat.engine.checkpoint import (
     save_checkpoint,
     update_state,
 )
-from paddle_vheat.engine.evaluate import evaluate
+from paddle_vheat.engine.evaluate import evaluate, gathered
 from paddle_vheat.engine.hooks import ExponentialMovingAverage, Hook
 from paddle_vheat.errors import CheckpointError
 from paddle_vheat.weights.loading import live_tensors, load_state
@@ -141,11 +141,7 @@ class Checkpoints(Hook):
     @staticmethod
     def _agree_on_the_start(run: Trainer) -> None:
         """Raise if the processes of a run have not resumed the same checkpoint, or only some have one."""
-        if run.world_size == 1:
-            return
-        found: list[Any] = []
-        paddle.distributed.all_gather(found, paddle.to_tensor([run.iteration]))
-        iterations = [int(one) for one in found]
+        iterations = gathered(run.iteration)
         if len(set(iterations)) > 1:
             raise CheckpointError(
                 f"the processes start at different iterations {iterations} (in the order of their ranks): --save_dir "
