@@ -66,18 +66,14 @@ def packages(versions: dict[str, str]) -> Findings:
     def major(name: str) -> int:
         return int(re.match(r"\d+", versions.get(name, "0"))[0])  # type: ignore[index]
 
+    for kind in ("paddlepaddle", "opencv"):
+        several = [name for name in versions if name.startswith(kind)]
+        if len(several) > 1:
+            text = f"{' and '.join(several)} are installed in one folder; uninstall all, install one"
+            yield Finding("WRONG", kind, text)
     paddles = [name for name in versions if name.startswith("paddlepaddle")]
-    if len(paddles) > 1:
-        yield Finding(
-            "WRONG", "paddle", f"{' and '.join(paddles)} are installed in one folder; uninstall both, install one"
-        )
-    elif paddles and versions[paddles[0]].split("+")[0].split(".post")[0] not in TESTED_PADDLES:
+    if len(paddles) == 1 and versions[paddles[0]].split("+")[0].split(".post")[0] not in TESTED_PADDLES:
         yield Finding("note", "paddle", f"{versions[paddles[0]]} was not tested; {', '.join(TESTED_PADDLES)} were")
-    opencvs = [name for name in versions if name.startswith("opencv")]
-    if len(opencvs) > 1:
-        yield Finding(
-            "WRONG", "opencv", f"{' and '.join(opencvs)} are installed in one folder; uninstall all, install one"
-        )
     if major("pillow") >= 13:
         yield Finding("WRONG", "pillow", "13 and later refuse what RandAugment asks of posterize; install pillow<13")
     if "paddleseg" in versions and major("numpy") >= 2:

@@ -59,8 +59,7 @@ class RunLog:
 class Progress(Hook):
     """The bar, a line every ``log_iters`` iterations, and scalars for VisualDL. Losses are read only there."""
 
-    def __init__(self, use_vdl: bool) -> None:
-        self.use_vdl = use_vdl
+    def __init__(self) -> None:
         self.losses: list[tuple[Any, dict[str, Any]]] = []  # total and parts since the last line
         self.writer: Any = None
         self._bar: Any = None
@@ -72,7 +71,7 @@ class Progress(Hook):
         self._bar = tqdm(
             total=total, initial=run.iteration, unit="it", desc="training", dynamic_ncols=True, disable=shown
         )
-        if self.use_vdl and run.is_main:
+        if run.options.use_vdl and run.is_main:
             with run.log.writing(run.save_dir / "vdlrecords"):
                 self.writer = continue_records(run.save_dir, run.iteration, run.evaluation.pending)
 

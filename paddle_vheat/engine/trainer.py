@@ -69,7 +69,7 @@ class Trainer:
         if recipe.ema_decay is not None:
             self.ema = ExponentialMovingAverage(self.model, recipe.ema_decay, recipe.ema_warm_up)
         self.signals, self.guard = StopOnSignal(), NonFiniteGuard(options.max_skipped_steps)
-        self.progress, self.checkpoints = Progress(options.use_vdl), Checkpoints()
+        self.progress, self.checkpoints = Progress(), Checkpoints()
         self.evaluation = Evaluation(options.do_eval, options.early_stop_intervals)
         hooks = (self.ema, self.signals, self.guard, self.progress, self.checkpoints, self.evaluation)
         self.hooks: list[Hook] = [hook for hook in hooks if hook is not None]
