@@ -32,9 +32,6 @@ class ConfigError(UserError):
         super().__init__(f"{text}:\n  " + "\n  ".join(problems) if problems else text)
         self._problems = [f"{text}: {problem}" for problem in problems]
 
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[str]]:  # between processes as its text
-        return type(self), (str(self),)
-
 
 class MissingFileError(ConfigError, FileNotFoundError):
     """A configuration names a folder or a file that does not exist."""

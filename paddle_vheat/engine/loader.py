@@ -116,11 +116,10 @@ class SeededDataset:
         random.seed(seed)
         np.random.seed(seed)
         try:
-            item = read_sample(self.dataset, index)
+            return IndexedDataset(self.dataset)[index]
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-        return {**item, "meta": {**item.get("meta", {}), "index": int(index)}}
 
 
 class IndexedDataset:
