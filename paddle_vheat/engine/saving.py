@@ -236,10 +236,9 @@ class Evaluation(Hook):
         weights = {"best_model": run.model, "ema_best_model": run.ema}
         for name, report in self.reports.items():
             folder, file, of = run.save_dir / name, BEST_FILES[name], weights[name]
-            if not run.is_main or of is None or report["iteration"] != run.iteration:
-                continue
-            with run.log.writing(folder):
-                save_best(folder, file, of.state_dict(), report)
+            if run.is_main and of is not None and report["iteration"] == run.iteration:
+                with run.log.writing(folder):
+                    save_best(folder, file, of.state_dict(), report)
 
     def _entries(self) -> dict[str, Any]:
         return {"best": self.best, "best_reports": self.reports, "stale_intervals": self.stale_intervals}
