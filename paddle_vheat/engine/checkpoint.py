@@ -122,6 +122,15 @@ def save_best(folder: Path, file: str, weights: Mapping[str, Any], report: Mappi
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def read_best(folder: Path, file: str) -> dict[str, Any] | None:
+    """The scores of the weights in ``folder``; None if they are not both there."""
+    try:
+        report = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and (folder / file).is_file() else None
+
+
 def save_checkpoint(
     save_dir: Path, iteration: int, arrays: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]
 ) -> Path:

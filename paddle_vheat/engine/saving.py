@@ -23,6 +23,7 @@ from paddle_vheat.engine.checkpoint import (
     list_checkpoints,
     optimizer_arrays,
     prune_checkpoints,
+    read_best,
     read_resumed,
     restore_optimizer,
     resuming,
@@ -163,7 +164,7 @@ class Evaluation(Hook):
         if self.pending and self.enabled:
             self._interval(run)
         else:
-            self._save_best(run)
+            self._save_best(run, unless_there=True)
 
     def after_step(self, run: Trainer) -> None:
         if self.enabled and run.eval_due:
@@ -231,12 +232,14 @@ class Evaluation(Hook):
                 run.progress.pictures(run, task.preview(run.model, 4))
         return better
 
-    def _save_best(self, run: Trainer) -> None:
-        """Keep the weights as they are now, where they are the best; at a start, as a killed run may not have."""
+    def _save_best(self, run: Trainer, unless_there: bool = False) -> None:
+        """Keep the weights as they are now, where they are the best."""
         weights = {"best_model": run.model, "ema_best_model": run.ema}
         for name, report in self.reports.items():
             folder, file, of = run.save_dir / name, BEST_FILES[name], weights[name]
-            if run.is_main and of is not None and report["iteration"] == run.iteration:
+            if not run.is_main or of is None or report["iteration"] != run.iteration:
+                continue
+            if not (unless_there and read_best(folder, file) == report):
                 with run.log.writing(folder):
                     save_best(folder, file, of.state_dict(), report)
 
