@@ -27,9 +27,9 @@ import _process  # noqa: E402
 import numpy as np  # noqa: E402
 
 from paddle_vheat._paddle import paddle  # noqa: E402
+from paddle_vheat.deploy import runtimes  # noqa: E402
 from paddle_vheat.deploy.description import read_description  # noqa: E402
 from paddle_vheat.deploy.processor import make_processor  # noqa: E402
-from paddle_vheat.deploy.runtimes import load_programs  # noqa: E402
 from paddle_vheat.export import export_model  # noqa: E402
 from paddle_vheat.models.mask_rcnn import Selection, build_mask_rcnn  # noqa: E402
 from paddle_vheat.models.mask_rcnn.roi_heads import select_detections  # noqa: E402
@@ -116,7 +116,8 @@ def exported(folder: Path, runtime: str, size: tuple[int, int]) -> dict[str, Any
     description = read_description(folder)
     processor = make_processor(description)
     form = "onnx" if runtime == "onnx" else "paddle"
-    programs = load_programs(description, processor.programs, form, onednn=ONEDNN.get(runtime, "off"))
+    options = runtimes.Options(onednn=ONEDNN.get(runtime, "off"))
+    programs = runtimes.load_programs(description, processor.programs, form, options)
     batch = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
     return _process.measure(lambda: processor.run(programs, batch), 0, before)
 

@@ -59,10 +59,10 @@ def runner(model: Any, images: Any, runtime: str, threads: int, folder: Path) ->
         if runtime in (ONNX, OPENVINO):
             convert_to_onnx(*files, folder / "model.onnx", *takes)
             load = runtimes.load_onnx if runtime == ONNX else runtimes.load_openvino
-            run = load(folder / "model.onnx", takes, threads=threads)
+            run = load(folder / "model.onnx", takes, runtimes.Options(threads=threads))
         else:
-            onednn = next(key for key, name in runtimes.ONEDNN_NAMES.items() if name == runtime)
-            run = runtimes.load_paddle(*files, takes, onednn=onednn, threads=threads)
+            _, onednn = next(key for key, name in runtimes.NAMES.items() if name == runtime)
+            run = runtimes.load_paddle(*files, takes, runtimes.Options(threads=threads, onednn=onednn))
         output = run(array)["logits"]
     except (RuntimeError, ValueError) as error:
         print(f"{runtime}: {error}", file=sys.stderr)

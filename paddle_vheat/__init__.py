@@ -27,22 +27,14 @@ __all__ = [
 with contextlib.suppress(OSError):  # not Linux
     ctypes.CDLL("libz.so.1", mode=ctypes.RTLD_GLOBAL)
 
-_HOMES = {
-    "UPerNet": "paddle_vheat.models",
-    "VHeat": "paddle_vheat.models",
-    "VHeatClassifier": "paddle_vheat.models",
-    "create_model": "paddle_vheat.models",
-    "create_transform": "paddle_vheat.tasks.classification.transforms",
-    "list_models": "paddle_vheat.models",
-}
-
 
 def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'paddle_vheat' has no attribute {name!r}")
     if name == "ops":
         return importlib.import_module("paddle_vheat.ops")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'paddle_vheat' has no attribute {name!r}")
+    home = "paddle_vheat.tasks.classification.transforms" if name == "create_transform" else "paddle_vheat.models"
+    return getattr(importlib.import_module(home), name)
 
 
 def __dir__() -> list[str]:

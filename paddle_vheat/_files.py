@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -69,13 +70,11 @@ def write_atomically(path: str | Path, write: Callable[[str], Any]) -> None:
     """Call ``write(temporary path)``, flush the result to disk and move it to ``path``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
+    temporary = str(path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"))
     try:
         with naming(path):
             write(temporary)
             sync(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())  # as any new file's; mkstemp made it the user's alone
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -192,12 +191,6 @@ def write_output(path: str, text: str) -> None:
     write_atomically(
         Path(os.path.realpath(target)), lambda temporary: Path(temporary).write_text(text, encoding="utf-8")
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def finite(value: Any) -> Any:

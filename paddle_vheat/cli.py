@@ -144,10 +144,8 @@ def _guarded(run: Callable[[argparse.Namespace, TaskFlags], int], parser: Any, c
 
 def _message(error: Exception) -> str:
     """An error's text; the system's error of a file names the file."""
-    if type(error) in (OSError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
-        name = getattr(error, "filename", None)
-        if name is not None:
-            return f"{name}: {error.strerror}"  # type: ignore[attr-defined]
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     return str(error)
 
 

@@ -56,18 +56,17 @@ def _mkl_path_for_amd() -> str | None:
     return next((path for path, (_, needed) in MKL_PATHS.items() if needed <= flags), None)
 
 
-def _keep_freed_memory() -> bool:
+def _keep_freed_memory() -> None:
     """Have glibc reuse large freed blocks rather than return them to the system after every operator.
 
     Each return costs page faults at the next operator's output, which for maps of several megabytes takes
     longer than the operator.
     """
     if platform.system() != "Linux" or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
-    if mallopt is None:
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    if mallopt is not None and mallopt(_M_MMAP_MAX, 0):
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _set_by_paddle(name: str) -> bool:

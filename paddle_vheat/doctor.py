@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from paddle_vheat import __version__
 from paddle_vheat._files import check_disk
-from paddle_vheat.cpu import MKL_PATHS, configure_cpu, count_cores, processor_fields
+from paddle_vheat.cpu import configure_cpu, count_cores, processor_fields
 
 TESTED_PADDLES = ("2.6.2", "3.2.2", "3.3.1")
 PACKAGES = (
@@ -53,13 +53,10 @@ def installed_versions() -> dict[str, str]:
 
 
 def system() -> Findings:
-    cores, memory = count_cores(), "?"
-    with contextlib.suppress(OSError):
-        kilobytes = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text(encoding="utf-8"))
-        memory = f"{int(kilobytes[1]) / 2**20:.0f} GiB" if kilobytes else memory
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield Finding("ok", "paddle-vheat", f"{__version__}, from {Path(__file__).parent}")
     yield Finding("ok", "python", f"{platform.python_version()}, {platform.platform()}")
-    yield Finding("ok", "machine", f"{platform.machine()}, {cores} cores, {memory} of memory")
+    yield Finding("ok", "machine", f"{platform.machine()}, {count_cores()} cores, {memory:.0f} GiB of memory")
 
 
 def packages(versions: dict[str, str]) -> Findings:
@@ -69,18 +66,14 @@ def packages(versions: dict[str, str]) -> Findings:
     def major(name: str) -> int:
         return int(re.match(r"\d+", versions.get(name, "0"))[0])  # type: ignore[index]
 
+    for kind in ("paddlepaddle", "opencv"):
+        several = [name for name in versions if name.startswith(kind)]
+        if len(several) > 1:
+            text = f"{' and '.join(several)} are installed in one folder; uninstall all, install one"
+            yield Finding("WRONG", kind, text)
     paddles = [name for name in versions if name.startswith("paddlepaddle")]
-    if len(paddles) > 1:
-        yield Finding(
-            "WRONG", "paddle", f"{' and '.join(paddles)} are installed in one folder; uninstall both, install one"
-        )
-    elif paddles and versions[paddles[0]].split("+")[0].split(".post")[0] not in TESTED_PADDLES:
+    if len(paddles) == 1 and versions[paddles[0]].split("+")[0].split(".post")[0] not in TESTED_PADDLES:
         yield Finding("note", "paddle", f"{versions[paddles[0]]} was not tested; {', '.join(TESTED_PADDLES)} were")
-    opencvs = [name for name in versions if name.startswith("opencv")]
-    if len(opencvs) > 1:
-        yield Finding(
-            "WRONG", "opencv", f"{' and '.join(opencvs)} are installed in one folder; uninstall all, install one"
-        )
     if major("pillow") >= 13:
         yield Finding("WRONG", "pillow", "13 and later refuse what RandAugment asks of posterize; install pillow<13")
     if "paddleseg" in versions and major("numpy") >= 2:
@@ -101,12 +94,11 @@ def imports() -> Findings:
 
 
 def processor(line: str) -> Findings:
-    """Threads and paths of the CPU's libraries; ``line`` is what :func:`configure_cpu` said."""
-    yield Finding("ok", "cpu", line.removeprefix("CPU: "))
+    """Threads and paths of the CPU's libraries, as :func:`configure_cpu` said in ``line``, and what there could be."""
     flags = processor_fields().get("flags", [])
     wide = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_tile") if name in flags]
-    path = MKL_PATHS.get(os.environ.get("MKL_DEBUG_CPU_TYPE", ""), ("its own choice",))[0]
-    yield Finding("ok", "mkl", f"path: {path}; the processor has {', '.join(wide) or 'no AVX2 that is known of'}")
+    has = ", ".join(wide) or "no AVX2 that is known of"
+    yield Finding("ok", "cpu", f"{line.removeprefix('CPU: ')}; the processor has {has}")
 
 
 def graphics(paddle: Any) -> Findings:
@@ -149,25 +141,18 @@ def folders() -> Findings:
 
 
 def check_operator() -> str:
-    """Heat conduction against cosines in float64."""
+    """Heat that spreads from a patch, against the same in float64."""
     import numpy as np
 
     from paddle_vheat._paddle import paddle
+    from paddle_vheat.analysis import conduction, radial_frequency
     from paddle_vheat.ops import conduct_heat, heat_decay
 
-    height, width = 5, 7
-    rng = np.random.default_rng(0)
-    heat, diffusivity = rng.standard_normal((height, width)), rng.random((height, width))
-
-    def modes(n: int) -> np.ndarray:
-        basis = np.cos(np.pi * np.arange(n)[:, None] * (np.arange(n) + 0.5) / n)
-        return basis / np.linalg.norm(basis, axis=1, keepdims=True)
-
-    rows, columns = modes(height), modes(width)
-    squares = (np.pi * np.arange(height)[:, None] / height) ** 2 + (np.pi * np.arange(width) / width) ** 2
-    expected = rows.T @ (rows @ heat @ columns.T * np.exp(-diffusivity * squares)) @ columns
-    given = (paddle.to_tensor(array[..., None].astype(np.float32)) for array in (heat, diffusivity))
-    found = conduct_heat(next(given).unsqueeze(0), heat_decay(next(given))).numpy()[0, ..., 0]
+    start, diffusivity = np.zeros((1, 5, 7, 1), np.float32), np.random.default_rng(0).random((5, 7, 1))
+    start[0, 2, 3] = 1
+    (expected,) = conduction(np.exp(-diffusivity * radial_frequency(5, 7)[..., None] ** 2), (2, 3))
+    decay = heat_decay(paddle.to_tensor(diffusivity.astype(np.float32)))
+    found = conduct_heat(paddle.to_tensor(start), decay).numpy()[0, ..., 0]
     error = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not error < 1e-5:  # float32 sums of seven terms, twice
         raise ArithmeticError(f"differs from float64 by {error:.1e} of the largest value")

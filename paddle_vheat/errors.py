@@ -13,9 +13,11 @@ from collections.abc import Sequence
 class UserError(ValueError):
     """A mistake in what a command or function was given. ``problems`` holds one text for each mistake."""
 
+    _problems: Sequence[str] = ()
+
     @property
     def problems(self) -> list[str]:
-        return [str(self)]
+        return list(self._problems) or [str(self)]
 
 
 class ConfigError(UserError):
@@ -28,14 +30,7 @@ class ConfigError(UserError):
 
     def __init__(self, text: str, problems: Sequence[str] = ()) -> None:
         super().__init__(f"{text}:\n  " + "\n  ".join(problems) if problems else text)
-        self._problems = [f"{text}: {problem}" for problem in problems] or [text]
-
-    @property
-    def problems(self) -> list[str]:
-        return self._problems
-
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[str]]:  # between processes as its text
-        return type(self), (str(self),)
+        self._problems = [f"{text}: {problem}" for problem in problems]
 
 
 class MissingFileError(ConfigError, FileNotFoundError):

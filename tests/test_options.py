@@ -50,7 +50,7 @@ READ = {name: cls for name, cls in CLASSES.items() if not issubclass(cls, Operat
 
 
 def test_all_were_found():
-    for name in ("engine.optim.TrainOptions", "deploy.description._Deploy", "tasks.segmentation.config.AdamW"):
+    for name in ("engine.optim.TrainOptions", "deploy.description.Description", "tasks.segmentation.config.AdamW"):
         assert name in READ
     assert len(READ) >= 30
 

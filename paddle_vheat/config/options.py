@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from paddle_vheat.config.build import did_you_mean, unknown_keys
-from paddle_vheat.errors import ConfigError, UserError
+from paddle_vheat.errors import UserError
 
 T = TypeVar("T")
 _NAMES = {
@@ -53,39 +53,28 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def read_options(cls: type[T], block: Any, where: str = "", problems: list[str] | None = None) -> T | None:
+def read_options(cls: type[T], block: Any, where: str, problems: list[str]) -> T | None:
     """Fill a dataclass of options from a block.
 
     Args:
-        where: the block's path, for messages.
-        problems: gets a text for each mistake; without it, they are raised.
+        where: the block's path, for messages; "" for the whole file.
+        problems: gets a text for each unknown and missing key, and for values of another kind or out of range.
 
     Returns:
         The options; None if there were problems.
-
-    Raises:
-        ConfigError: for unknown and missing keys, and values of another kind or out of range; all at once.
     """
-    found: list[str] = []
-    values: dict[str, Any] = {}
-    prefix = f"{where}." if where else ""
     if not isinstance(block, Mapping):
-        found.append(f"'{where}' must be a block of keys, got {short(block)}")
-    else:
-        fields = {field.name: field for field in dataclasses.fields(cls) if field.metadata}  # type: ignore[arg-type]
-        found += unknown_keys(block, fields, where)
-        for name, field in fields.items():
-            if name in block:
-                values[name] = check_value(block[name], field, f"{prefix}{name}", found)
-            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                found.append(f"'{prefix}{name}' is missing; expected {expected(field.metadata)}")
-    if problems is None and found:
-        raise ConfigError(found[0]) if len(found) == 1 else ConfigError(where or cls.__name__, found)
-    if found:
-        assert problems is not None
-        problems += found
+        problems.append(f"'{where}' must be a block of keys, got {short(block)}")
         return None
-    return cls(**values)
+    before, values, prefix = len(problems), dict[str, Any](), f"{where}." if where else ""
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.metadata}  # type: ignore[arg-type]
+    problems += unknown_keys(block, fields, where)
+    for name, field in fields.items():
+        if name in block:
+            values[name] = check_value(block[name], field, f"{prefix}{name}", problems)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            problems.append(f"'{prefix}{name}' is missing; expected {expected(field.metadata)}")
+    return cls(**values) if len(problems) == before else None
 
 
 def check_value(value: Any, field: Any, where: str, problems: list[str]) -> Any:

@@ -50,11 +50,7 @@ class _Loader(yaml.SafeLoader):
             raise ConfigError(f"{self.name}: '<<' makes a block of more than {MAX_MERGED} keys")
 
 
-def _number(loader: _Loader, node: yaml.ScalarNode) -> float:
-    return float(node.value.replace("_", ""))
-
-
-_Loader.add_constructor("tag:paddle-vheat,exponent", _number)
+_Loader.add_constructor("tag:paddle-vheat,exponent", lambda loader, node: float(node.value.replace("_", "")))
 _Loader.add_implicit_resolver(
     "tag:paddle-vheat,exponent",
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from paddle_vheat.config.options import option, read_options, short
 from paddle_vheat.config.read import read_yaml
 from paddle_vheat.data.image_file import MAX_PIXELS
-from paddle_vheat.deploy.runtimes import ONEDNN_NAMES
+from paddle_vheat.deploy.runtimes import ONEDNN
 from paddle_vheat.errors import ConfigError, MissingFileError
 
 T = TypeVar("T")
@@ -52,34 +51,36 @@ class Description:
     """The contents of ``deploy.yaml``, checked but for what is the task's.
 
     Attributes:
-        path: the file itself.
         task: name of the task, whose processor prepares images and makes predictions of outputs.
-        transforms: of evaluation, as the task's configuration has them.
         input_shape: N C H W, None for what is decided at run time (H and W both or neither).
-        min_size: smallest height and width in pixels that the model takes.
         options: what the task's processor needs to know; :meth:`read` checks them.
-        options_at: where they are in the file, for messages.
+        transforms: of evaluation, as the task's configuration has them.
+        programs: signatures of what was exported, by the program's name; {} in exports of before there were several.
         model, params, onnx, int8: file names of the Paddle and ONNX programs and of the quantised ONNX programs, by the
             program's name.
-        programs: signatures of what was exported, by the program's name; {} in exports of before there were several.
+        opset: of the ONNX programs.
+        min_size: smallest height and width in pixels that the model takes.
         onednn: how much of oneDNN gave the right results when the export was checked: "full", "reduced" or "off".
         checked_on: versions of the runtimes that the export was checked with, by package name.
+        path: the file itself.
+        options_at: where the options are in the file, for messages.
     """
 
-    path: Path
-    task: str
-    transforms: Sequence[Mapping[str, Any]]
-    input_shape: Shape
-    min_size: int
-    options: Mapping[str, Any]
-    options_at: str
-    model: Mapping[str, str]
-    params: Mapping[str, str]
-    onnx: Mapping[str, str]
-    int8: Mapping[str, str]
-    programs: Mapping[str, str]
-    onednn: str
-    checked_on: Mapping[str, str]
+    task: str = option(str)
+    input_shape: Shape = option(list, items=int, length=4, min=-1)
+    options: Mapping[str, Any] = option(dict)
+    transforms: Sequence[Mapping[str, Any]] = option(list, [], items=dict)
+    programs: Mapping[str, str] = option(dict, {})
+    model: Mapping[str, str] = option(dict, {})
+    params: Mapping[str, str] = option(dict, {})
+    onnx: Mapping[str, str] = option(dict, {})
+    int8: Mapping[str, str] = option(dict, {})
+    opset: int | None = option(int, None)
+    min_size: int = option(int, 1, min=1, max=MAX_PIXELS)
+    onednn: str = option(str, "off", choices=ONEDNN)
+    checked_on: Mapping[str, str] = option(dict, {})
+    path: Path = Path()
+    options_at: str = "Deploy.options"
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -100,23 +101,6 @@ class Description:
         return _error(self.path, problems)
 
 
-@dataclass(frozen=True)
-class _Deploy:
-    task: str = option(str)
-    input_shape: Sequence[int] = option(list, items=int, length=4, min=-1)
-    options: Mapping[str, Any] = option(dict)
-    transforms: Sequence[dict[str, Any]] = option(list, [], items=dict)
-    programs: Mapping[str, Any] = option(dict, {})
-    model: Mapping[str, str] = option(dict, {})
-    params: Mapping[str, str] = option(dict, {})
-    onnx: Mapping[str, str] = option(dict, {})
-    int8: Mapping[str, str] = option(dict, {})
-    opset: int | None = option(int, None)
-    min_size: int = option(int, 1, min=1, max=MAX_PIXELS)
-    onednn: str = option(str, "off", choices=tuple(ONEDNN_NAMES))
-    checked_on: Mapping[str, str] = option(dict, {})
-
-
 def read_description(folder: str | Path) -> Description:
     """Read and check ``deploy.yaml`` of an exported model.
 
@@ -135,21 +119,27 @@ def read_description(folder: str | Path) -> Description:
         raise ConfigError(f"{path}: no 'Deploy.task'; an older version or another program wrote it: export again")
     block, options_at = _in_this_layout(block)
     problems: list[str] = []
-    deploy = read_options(_Deploy, block, "Deploy", problems)
-    if deploy is not None:
-        problems += _shape_problems(deploy.input_shape) + _file_problems(path, deploy)
+    found = read_options(Description, block, "Deploy", problems)
+    if found is not None:
+        problems += _shape_problems(found.input_shape) + _file_problems(found)
         for key in ("checked_on", "programs"):
-            if not all(isinstance(text, str) for pair in getattr(deploy, key).items() for text in pair):
-                problems.append(f"'Deploy.{key}' must be a text for each name, got {short(getattr(deploy, key))}")
-    if problems or deploy is None:
+            if not all(isinstance(text, str) for pair in getattr(found, key).items() for text in pair):
+                problems.append(f"'Deploy.{key}' must be a text for each name, got {short(getattr(found, key))}")
+    if problems or found is None:
         raise _error(path, problems)
-    taken = {field.name: getattr(deploy, field.name) for field in dataclasses.fields(deploy) if field.name != "opset"}
-    taken["input_shape"] = tuple(None if length < 0 else length for length in deploy.input_shape)
-    return Description(path=path, options_at=options_at, **taken)
+    absent = [
+        f"'Deploy.{key}' names {short(name)}, and there is no such file beside it"
+        for key in ("model", "params", "onnx", "int8")
+        for name in getattr(found, key).values()
+        if not os.path.isfile(path.parent / name)
+    ]
+    if absent:
+        raise _error(path, absent, MissingFileError)
+    shape = tuple(None if length < 0 else length for length in found.input_shape)
+    return replace(found, path=path, options_at=options_at, input_shape=shape)
 
 
-def _error(path: Path, problems: Sequence[str]) -> ConfigError:
-    kind = MissingFileError if any("no such file" in problem for problem in problems) else ConfigError
+def _error(path: Path, problems: Sequence[str], kind: type[ConfigError] = ConfigError) -> ConfigError:
     return kind(f"{path}: {problems[0]}") if len(problems) == 1 else kind(str(path), problems)
 
 
@@ -184,15 +174,13 @@ def size_problem(shape: Iterable[int]) -> str:
     return ""
 
 
-def _file_problems(path: Path, deploy: _Deploy) -> list[str]:
+def _file_problems(deploy: Description) -> list[str]:
     problems = []
     for key in ("model", "params", "onnx", "int8"):
         for name in getattr(deploy, key).values():
             # The file may come from anywhere: it may name nothing outside its folder.
             if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
                 problems.append(f"'Deploy.{key}' must be the name of a file beside it, got {short(name)}")
-            elif not os.path.isfile(path.parent / name):
-                problems.append(f"'Deploy.{key}' names {short(name)}, and there is no such file beside it")
     if deploy.model.keys() != deploy.params.keys():
         problems.append("'Deploy.model' and 'Deploy.params' belong together, and one is missing")
     if deploy.int8 and deploy.int8.keys() != deploy.onnx.keys():

@@ -82,12 +82,10 @@ def read_frames(path: str | Path) -> tuple[Iterator[tuple[int, np.ndarray]], int
         raise DataError(f"{path}: OpenCV cannot decode a frame of it")
     count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
 
-    def frames() -> Iterator[tuple[int, np.ndarray]]:
-        number, (good, current) = 0, (True, frame)
+    def frames() -> Iterator[np.ndarray]:
+        good, current = True, frame
         while good:
-            yield number, current
-            number += 1
+            yield current
             good, current = video.read()
-        video.release()
 
-    return frames(), count if count > 0 else None
+    return enumerate(frames()), count if count > 0 else None

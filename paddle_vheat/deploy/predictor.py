@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +64,16 @@ class Predictor:
         tensorrt: bool | dict[str, Any] = False,
         resize: bool = True,
     ) -> None:
-        runtimes.check_options(device, precision, tensorrt, threads)
+        options = runtimes.Options(threads, device, precision, tensorrt)
         self.description = read_description(folder)
         self._resize = resize
         self._processor = make_processor(self.description)
         self._lock = threading.Lock()
         chosen = choose_runtime(self.description, runtime, device, precision)
         onednn = safe_onednn(self.description) if chosen == "paddle" and device == "cpu" else "off"
-        name = runtimes.ONNX_RUNTIMES.get(chosen) or runtimes.ONEDNN_NAMES[onednn]
-        self.runtime = name + (f" {precision}" if precision != "fp32" else "")
-        options: dict[str, Any] = {"device": device, "precision": precision, "tensorrt": tensorrt, "threads": threads}
-        self.programs = runtimes.load_programs(
-            self.description, self._processor.programs, chosen, onednn=onednn, **options
-        )
+        self.runtime = runtimes.NAMES[chosen, onednn] + (f" {precision}" if precision != "fp32" else "")
+        options = replace(options, onednn=onednn)
+        self.programs = runtimes.load_programs(self.description, self._processor.programs, chosen, options)
 
     def predict(self, image: Any) -> Any:
         """Predict one image or a list of them.
@@ -168,19 +166,14 @@ class Predictor:
             yield from ({name: output[i] for name, output in outputs.items()} for i in range(len(part)))
 
 
-def prepare(image: Any, description: Description, processor: Processor) -> tuple[np.ndarray, Any]:
-    """The input (C, h, w) for an image, at a size that the model takes, and what the processor's ``finish`` needs.
-
-    Raises:
-        ValueError: for an image that cannot be decoded or taken.
-    """
-    return fitted(*processor.prepare(image), description, processor)
-
-
 def fitted(
     array: np.ndarray, context: Any, description: Description, processor: Processor, resize: bool = True
 ) -> tuple[np.ndarray, Any]:
-    """The same of what the processor's ``prepare`` gave."""
+    """What the processor's ``prepare`` gave, at a size that the model takes: (C, h, w), and what ``finish`` needs.
+
+    Raises:
+        UserError: for an image that cannot be taken.
+    """
     size, given = description.size, (int(array.shape[1]), int(array.shape[2]))
     if size is None:
         smallest = description.min_size

@@ -103,16 +103,11 @@ def write_picture(path: str | Path, picture: Any) -> None:
     write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
-def write_predictions(
-    images: Images,
-    save_dir: str | Path,
-    predict_one: Callable[[Path], Prediction],
-    say: Callable[[str], Any] = print,
-) -> list[Path]:
+def write_predictions(images: Images, save_dir: str | Path, predict_one: Callable[[Path], Prediction]) -> list[Path]:
     """Predict files and write their pictures to ``save_dir/<name of the picture>/<name of the file>.png``.
 
     Predictions that have JSON are in ``save_dir/predictions.json``, by the files' relative paths; their lines are
-    given to ``say``.
+    printed.
 
     Args:
         images: as from :func:`list_images`.
@@ -144,7 +139,7 @@ def write_predictions(
             results[str(relative)] = result
         if line := prediction.line():
             with tqdm.external_write_mode():
-                say(f"{relative}: {line}")
+                print(f"{relative}: {line}")
     if results:
         text = json.dumps(results, indent=1)
         write_atomically(save_dir / JSON_FILE, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -29,12 +30,7 @@ import numpy as np
 from paddle_vheat._files import not_a_file, replace_folder, sync, write_atomically
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import CheckpointError
-from paddle_vheat.weights.safe_pickle import load_arrays
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from paddle_vheat.weights.loading import read_weights
 
 STATE_FILE = "state.json"
 LOCK_FILE = ".lock"
@@ -59,9 +55,6 @@ def run_lock(save_dir: Path) -> Iterator[bool]:
     Raises:
         CheckpointError: if another process has the folder; says which.
     """
-    if fcntl is None:
-        yield False
-        return
     with (save_dir / LOCK_FILE).open("a+", encoding="utf-8") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,7 +164,8 @@ def update_state(folder: Path, changes: Mapping[str, Any]) -> None:
 
 def _sealed(state: Mapping[str, Any]) -> str:
     """A state as it is written, with its checksum."""
-    content = json.loads(json.dumps(state))  # as it will be read: JSON's keys are strings
+    # As it will be read: JSON's keys are strings, and arrays are lists.
+    content = json.loads(json.dumps(state, default=lambda array: np.asarray(array).tolist()))
     content["crc32"] = _state_crc32(content)
     return json.dumps(content, indent=1)
 
@@ -187,9 +181,6 @@ def _check_state(state: Mapping[str, Any]) -> None:
     for key in ("best", "options", "lr_scheduler", "config"):
         if not isinstance(state.get(key, {}), dict):
             raise ValueError(f"its {key!r} is {type(state[key]).__name__}, expected keys and values")
-    for key, value in state.get("lr_scheduler", {}).items():
-        if not isinstance(value, (int, float, str, dict, list, type(None))):
-            raise ValueError(f"its 'lr_scheduler.{key}' is {value!r}")
     for name, best in state.get("best", {}).items():
         if not all(isinstance(best[key], (int, float)) for key in ("score", "iteration")):
             raise ValueError(f"its 'best.{name}' is {best!r}")
@@ -237,9 +228,7 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Any], dict[str, dict[
             raise CheckpointError(f"{folder}: {name} is missing")
         if path.stat().st_size != expected["size"] or _crc32(path) != expected["crc32"]:
             raise CheckpointError(f"{path}: damaged (its size or checksum is not what was written)")
-        content = load_arrays(path)
-        content.pop("StructuredToParameterName@@", None)
-        arrays[name] = content
+        arrays[name] = read_weights(path)
     return state, arrays
 
 
@@ -276,6 +265,11 @@ def read_newest(save_dir: str | Path) -> tuple[Path | None, Any, list[str]]:
             f"--save_dir or remove them: {'; '.join(skipped[:5])}"
         )
     return None, None, []
+
+
+def read_resumed(save_dir: str | Path, where: str) -> tuple[Path | None, Any, list[str]]:
+    """What :func:`read_newest` gives of the checkpoint to resume from, which may be a folder by name or "auto"."""
+    return read_newest(save_dir) if where == "auto" else (Path(where), read_checkpoint(where), [])
 
 
 def prune_checkpoints(save_dir: Path, keep: int, iteration: int) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from paddle_vheat._files import write_atomically
+from paddle_vheat._files import cache_home, write_atomically
 from paddle_vheat._paddle import paddle
 from paddle_vheat.cpu import count_cores
 from paddle_vheat.data.image_file import has_orientation
-from paddle_vheat.engine.checkpoint import read_checkpoint, read_newest
+from paddle_vheat.engine.checkpoint import read_resumed
+from paddle_vheat.engine.evaluate import gathered
 from paddle_vheat.engine.hooks import restore_tensors, untrained_state
 from paddle_vheat.engine.loader import load_batches, sample_files, to_tensors
 from paddle_vheat.engine.task import Task
@@ -33,10 +34,6 @@ WORKERS_FROM = 100  # samples; below, starting processes takes longer than they 
 BATCH = 8
 
 
-class InputError(UserError):
-    """Several mistakes in what a command was given."""
-
-
 class Report:
     """Mistakes that were found so far.
 
@@ -46,7 +43,7 @@ class Report:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        self._errors: list[Exception] = []
+        self._first: Exception | None = None
 
     def add(self, problems: list[str]) -> None:
         self.problems += [problem for problem in dict.fromkeys(problems) if problem not in self.problems]
@@ -60,33 +57,28 @@ class Report:
             before = len(self.problems)
             self.add(getattr(error, "problems", [str(error)]))
             if len(self.problems) > before:
-                self._errors.append(error)
+                self._first = self._first or error
 
     def close(self) -> None:
-        """Raise what was noted: a single error as it was, several as one :class:`InputError`.
+        """Raise what was noted: a single error as it was, several as one :class:`UserError`.
 
         In a distributed run, all processes raise what any of them found.
         """
-        if paddle.distributed.get_world_size() > 1:
-            everything: list[Any] = []
-            paddle.distributed.all_gather_object(everything, self.problems)
-            for problems in everything:
-                self.add(problems)
-        count = len(self.problems)
-        if not count:
-            return
-        first = self._errors[0] if self._errors else None
+        for problems in gathered(self.problems):
+            self.add(problems)
+        count, first = len(self.problems), self._first
         if first is not None and len(getattr(first, "problems", [first])) == count <= MAX_REPORTED:
             raise first
-        raise InputError(shortened(self.problems)) from first
+        if count:
+            raise UserError(shortened(self.problems)) from first
 
 
-def shortened(problems: list[str], limit: int = MAX_REPORTED) -> str:
+def shortened(problems: list[str]) -> str:
     """Problems below each other, the first of them if there are many; a single one as it is."""
     if len(problems) == 1:
         return problems[0]
-    more = [f"... and {len(problems) - limit} more"] if len(problems) > limit else []
-    return "\n  ".join([f"{len(problems)} mistakes, found before the start:", *problems[:limit], *more])
+    more = [f"... and {len(problems) - MAX_REPORTED} more"] if len(problems) > MAX_REPORTED else []
+    return "\n  ".join([f"{len(problems)} mistakes, found before the start:", *problems[:MAX_REPORTED], *more])
 
 
 # --- data -------------------------------------------------------------------------------------------
@@ -115,13 +107,7 @@ class _Verdicts:
         return "", turned, value
 
 
-def scan(
-    dataset: Any,
-    name: str,
-    which: str | int = "auto",
-    num_workers: int = 0,
-    say: Callable[[str], None] = print,
-) -> list[str]:
+def scan(dataset: Any, name: str, which: str | int = "auto", num_workers: int = 0) -> list[str]:
     """Read samples of a data set as they are stored, with a progress bar, and report what is wrong with them.
 
     What is checked is the data set's (``check``, ``check_all``). That all is well is remembered in the user's cache
@@ -131,7 +117,6 @@ def scan(
         name: of the data, for the bar.
         which: see :func:`which_samples`.
         num_workers: processes; 0 takes as many as there are processors if there is much to do.
-        say: prints a line.
     """
     rank, world_size = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
     indices = which_samples(len(dataset), which)
@@ -149,14 +134,11 @@ def scan(
         for found in load_batches(_Verdicts(dataset), batches, num_workers, collate=list):
             verdicts += found
             bar.update(len(found))
-    if world_size > 1:
-        shares: list[Any] = []
-        paddle.distributed.all_gather_object(shares, verdicts)
-        verdicts = [verdict for share in shares for verdict in share]
+    verdicts = [verdict for share in gathered(verdicts) for verdict in share]
     problems = [text for text, _, _ in verdicts if text]
     turned = next((file for _, file, _ in verdicts if file), "")
     if turned and rank == 0:
-        say(f"note: {turned} has an EXIF orientation, which is ignored everywhere, as PaddleSeg and PaddleClas do")
+        print(f"note: {turned} has an EXIF orientation, which is ignored everywhere, as PaddleSeg and PaddleClas do")
     if not problems and len(indices) == len(dataset) and hasattr(dataset, "check_all"):
         problems += dataset.check_all([value for _, _, value in verdicts])
     if not problems and remembered is not None and rank == 0:
@@ -175,13 +157,10 @@ def _cache_file(dataset: Any, indices: np.ndarray) -> Path | None:
             except OSError:
                 return None
             digest.update(f"\n{os.path.abspath(path)}\t{status.st_size}\t{status.st_mtime_ns}".encode())
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(folder) / "paddle_vheat" / "checked_data" / f"{digest.hexdigest()[:32]}.json"
+    return cache_home() / "checked_data" / f"{digest.hexdigest()[:32]}.json"
 
 
-def check_data(
-    task: Task, report: Report, split: str, which: str | int, num_workers: int = 0, say: Callable[[str], None] = print
-) -> None:
+def check_data(task: Task, report: Report, split: str, which: str | int, num_workers: int = 0) -> None:
     """Build one of a task's data sets and scan it."""
     if split in task.broken:
         return
@@ -190,7 +169,7 @@ def check_data(
         dataset = task.dataset(split)
         if len(dataset) == 0:
             raise DataError(f"{task.source}: {name} is empty")
-        report.add(scan(dataset, name, which, num_workers, say))
+        report.add(scan(dataset, name, which, num_workers))
 
 
 # --- model ------------------------------------------------------------------------------------------
@@ -228,11 +207,7 @@ def try_losses(task: Task, model: Any, autocast: Callable[[], Any] = contextlib.
 
 def check_resume(save_dir: str | Path, where: str, model: Any) -> None:
     """Raise if the checkpoint to resume from cannot be read or is of another model."""
-    folder: Path | None = Path(where)
-    if where == "auto":
-        folder, content, _ = read_newest(save_dir)
-    else:
-        content = read_checkpoint(where)
+    folder, content, _ = read_resumed(save_dir, where)
     if folder is not None:
         _, arrays = content
         if "model.pdparams" in arrays:

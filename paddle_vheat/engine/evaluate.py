@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from paddle_vheat.deploy.predictor import Predictor
 
 
+def gathered(value: Any) -> list[Any]:
+    """The value of every process of a distributed run, in the order of their ranks."""
+    if paddle.distributed.get_world_size() == 1:
+        return [value]
+    found: list[Any] = []
+    paddle.distributed.all_gather_object(found, value)
+    return found
+
+
 @contextlib.contextmanager
 def evaluating(model: Any) -> Any:
     """Inside, the model is in evaluation mode and nothing is differentiated."""
@@ -132,8 +141,7 @@ def _score(
         loader.close()
         bar.close()
     if world_size > 1:
-        states: list[Any] = []
-        paddle.distributed.all_gather_object(states, (stopped, evaluator.state()))
+        states = gathered((stopped, evaluator.state()))
         stopped = any(flag for flag, _ in states)
         evaluator.merge([state for _, state in states])
     return None if stopped else evaluator.summarize()

@@ -69,8 +69,6 @@ class ExponentialMovingAverage(Hook):
     FILE = "ema_model.pdparams"
 
     def __init__(self, model: Any, decay: float = 0.999, warm_up: bool = True) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise UserError(f"EMA: the decay must be in [0, 1), got {decay}")
         self.model, self.decay, self.warm_up = model, decay, warm_up
         self.average = {name: _wide(value.detach()).clone() for name, value in live_tensors(model).items()}
 
@@ -227,8 +225,8 @@ class NonFiniteGuard(Hook):
         if not self.max_skipped:
             return True
         # A scaler looks at the gradients itself: while it finds its scale, they overflow.
-        gradients = [] if run.precision.scaler else [p.grad for p in run.model.parameters() if p.grad is not None]
-        if all_finite([*run.losses, *gradients]):
+        looked_at = [] if run.precision.scaler.is_enable() else run.model.parameters()
+        if all_finite([*run.losses, *(p.grad for p in looked_at if p.grad is not None)]):
             return True
         skip = self.skipped_steps < self.max_skipped
         self.skipped_steps += skip

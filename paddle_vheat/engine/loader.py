@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,11 @@ def max_workers() -> int:
     return max(8, 4 * count_cores())
 
 
-def check_workers(count: int, where: str) -> int:
+def check_workers(count: int, where: str) -> None:
     if not 0 <= count <= max_workers():
         raise UserError(
             f"{where} must be from 0 to {max_workers()} on this machine of {count_cores()} cores, got {count}"
         )
-    return count
 
 
 def derived_seed(*parts: int) -> int:
@@ -109,9 +109,6 @@ class SeededDataset:
         self.dataset = dataset
         self.seed = seed
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         position, index = key
         states = random.getstate(), np.random.get_state()
@@ -119,11 +116,10 @@ class SeededDataset:
         random.seed(seed)
         np.random.seed(seed)
         try:
-            item = read_sample(self.dataset, index)
+            return IndexedDataset(self.dataset)[index]
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-        return {**item, "meta": {**item.get("meta", {}), "index": int(index)}}
 
 
 class IndexedDataset:
@@ -137,6 +133,7 @@ class IndexedDataset:
         return {**item, "meta": {**item.get("meta", {}), "index": int(index)}}
 
 
+@dataclass
 class IterationSampler:
     """Batches of (position, index) from ``start`` to ``iters`` iterations, for one process of several.
 
@@ -148,29 +145,25 @@ class IterationSampler:
     up. What is left of a group at the end of an epoch is filled up with its first samples of that epoch.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        iters: int,
-        seed: int,
-        start: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        shuffle: bool = True,
-        drop_last: bool = False,
-        groups: np.ndarray | None = None,
-    ) -> None:
-        if length < 1:
+    length: int
+    batch_size: int
+    iters: int
+    seed: int
+    start: int = 0
+    rank: int = 0
+    world_size: int = 1
+    shuffle: bool = True
+    drop_last: bool = False
+    groups: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
             raise DataError("the training set is empty")
-        self.length, self.batch_size, self.iters, self.seed = length, batch_size, iters, seed
-        self.start, self.rank, self.world_size, self.shuffle = start, rank, world_size, shuffle
-        total = batch_size * world_size
-        self.epoch_length = length // total * total if drop_last and length >= total else length
-        self.groups = groups
-        if groups is not None:
-            _, counts = np.unique(groups, return_counts=True)
-            self.epoch_length = int((-(-counts // batch_size) * batch_size).sum())
+        total = self.batch_size * self.world_size
+        self.epoch_length = self.length // total * total if self.drop_last and self.length >= total else self.length
+        if self.groups is not None:
+            _, counts = np.unique(self.groups, return_counts=True)
+            self.epoch_length = int((-(-counts // self.batch_size) * self.batch_size).sum())
 
     def __len__(self) -> int:
         return self.iters - self.start

@@ -59,8 +59,7 @@ class RunLog:
 class Progress(Hook):
     """The bar, a line every ``log_iters`` iterations, and scalars for VisualDL. Losses are read only there."""
 
-    def __init__(self, use_vdl: bool) -> None:
-        self.use_vdl = use_vdl
+    def __init__(self) -> None:
         self.losses: list[tuple[Any, dict[str, Any]]] = []  # total and parts since the last line
         self.writer: Any = None
         self._bar: Any = None
@@ -72,7 +71,7 @@ class Progress(Hook):
         self._bar = tqdm(
             total=total, initial=run.iteration, unit="it", desc="training", dynamic_ncols=True, disable=shown
         )
-        if self.use_vdl and run.is_main:
+        if run.options.use_vdl and run.is_main:
             with run.log.writing(run.save_dir / "vdlrecords"):
                 self.writer = continue_records(run.save_dir, run.iteration, run.evaluation.pending)
 
@@ -145,7 +144,7 @@ _EVENT_FILE = re.compile(r"vdlrecords\..*\.log")
 
 
 def _read(path: Path) -> Iterator[tuple[int, str, bytes]]:
-    """Iteration, tag and content of a file's records (each its length in 8 bytes, then a protocol buffer).
+    """Iteration, tag and bytes of a file's records (each its length in 8 bytes, then a protocol buffer).
 
     Ends at one that was cut short by a kill.
     """
@@ -162,7 +161,7 @@ def _read(path: Path) -> Iterator[tuple[int, str, bytes]]:
                 return
             if len(content) < size or not values:
                 return
-            yield int(values[0].id), values[0].tag, content
+            yield int(values[0].id), values[0].tag, head + content
 
 
 def continue_records(folder: Path, iteration: int, evaluate_again: bool = False) -> Any:
@@ -175,18 +174,12 @@ def continue_records(folder: Path, iteration: int, evaluate_again: bool = False)
         return LogWriter(str(folder))
     again = ("Evaluate/", "Prediction/") if evaluate_again else ()
     kept = [
-        content
+        record
         for path in earlier
-        for step, tag, content in _read(path)
+        for step, tag, record in _read(path)
         if step < iteration or (step == iteration and not tag.startswith(again))
     ]
-
-    def write(temporary: str) -> None:
-        with open(temporary, "wb") as file:
-            for content in kept:
-                file.write(struct.pack("<Q", len(content)) + content)
-
-    write_atomically(earlier[-1], write)
+    write_atomically(earlier[-1], lambda temporary: Path(temporary).write_bytes(b"".join(kept)))
     for path in earlier[:-1]:
         path.unlink()
     with contextlib.redirect_stdout(io.StringIO()):  # it says that the file exists

@@ -84,20 +84,13 @@ class Recipe:
         """The recipe with every duration in iterations, for a training set of ``samples``."""
         per_epoch = max(samples // (self.batch_size * self.accumulation * world_size), 1)
 
-        def steps(value: Any) -> Any:
-            return max(round(value.count * per_epoch), 1) if isinstance(value, Epochs) else value
+        def steps(value: Any, least: int = 1) -> Any:
+            if isinstance(value, (list, tuple)):
+                return [steps(item) for item in value]
+            return max(round(value.count * per_epoch), least) if isinstance(value, Epochs) else value
 
-        def warmup_steps(value: Any) -> int:
-            return round(value.count * per_epoch) if isinstance(value, Epochs) else value
-
-        def resolved(value: Any) -> Any:
-            return [steps(item) for item in value] if isinstance(value, (list, tuple)) else steps(value)
-
-        schedule = replace(
-            self.schedule,
-            warmup=warmup_steps(self.schedule.warmup),
-            arguments={key: resolved(value) for key, value in self.schedule.arguments.items()},
-        )
+        arguments = {key: steps(value) for key, value in self.schedule.arguments.items()}
+        schedule = replace(self.schedule, warmup=steps(self.schedule.warmup, least=0), arguments=arguments)
         names = ("iters", "save_interval", "eval_interval")
         return replace(self, schedule=schedule, **{name: steps(getattr(self, name)) for name in names})
 
@@ -177,22 +170,12 @@ class WarmupMultiStep(paddle.optimizer.lr.LRScheduler):
     ``gamma``; in the first ``warmup`` steps also by a factor that rises from ``start / learning_rate`` to 1."""
 
     def __init__(
-        self,
-        learning_rate: float,
-        milestones: Sequence[int],
-        gamma: float = 0.1,
-        warmup: int = 0,
-        start: float = 0.0,
+        self, learning_rate: float, milestones: Sequence[int], gamma: float = 0.1, warmup: int = 0, start: float = 0.0
     ) -> None:
         if list(milestones) != sorted(set(milestones)):
             raise ValueError(f"milestones must rise, got {list(milestones)}")
-        self.peak, self.milestones, self.gamma, self.warmup, self.start = (
-            learning_rate,
-            milestones,
-            gamma,
-            warmup,
-            start,
-        )
+        self.peak, self.milestones, self.gamma = learning_rate, milestones, gamma
+        self.warmup, self.start = warmup, start
         super().__init__(learning_rate=learning_rate)
 
     def get_lr(self) -> float:

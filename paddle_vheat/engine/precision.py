@@ -12,7 +12,7 @@ HALF = {"fp16": "float16", "bf16": "bfloat16"}
 
 
 class Precision:
-    """Automatic mixed precision of a run; in "fp32", and on any device but a GPU, every method does nothing.
+    """Automatic mixed precision of a run; in "fp32", and on any device but a GPU, nothing of it does anything.
 
     Args:
         name: "fp32", "fp16" or "bf16".
@@ -23,9 +23,10 @@ class Precision:
     def __init__(self, name: str, level: str, scale: float = 1024.0, dynamic: bool = True) -> None:
         self.on = name != "fp32" and paddle.get_device().startswith("gpu")
         self.name, self.level = name, level
-        self.scaler: Any = None
-        if self.on and name == "fp16":
-            self.scaler = paddle.amp.GradScaler(init_loss_scaling=scale, use_dynamic_loss_scaling=dynamic)
+        # Not enabled, it gives back what it is given, and its step is the optimizer's.
+        self.scaler: Any = paddle.amp.GradScaler(
+            enable=self.on and name == "fp16", init_loss_scaling=scale, use_dynamic_loss_scaling=dynamic
+        )
 
     def decorate(self, model: Any, optimizer: Any) -> tuple[Any, Any]:
         """Model and optimizer for level O2; checkpoints stay in float32 (``save_dtype``)."""
@@ -38,18 +39,3 @@ class Precision:
         if not self.on:
             return contextlib.nullcontext()
         return paddle.amp.auto_cast(level=self.level, dtype=HALF[self.name])
-
-    def backward(self, loss: Any) -> None:
-        (self.scaler.scale(loss) if self.scaler else loss).backward()
-
-    def unscale(self, optimizer: Any) -> None:
-        if self.scaler:
-            self.scaler.unscale_(optimizer)
-
-    def step(self, optimizer: Any) -> None:
-        """Update the weights; with a scaler, unless gradients overflowed."""
-        if self.scaler:
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        else:
-            optimizer.step()

@@ -24,15 +24,14 @@ from paddle_vheat.engine.checkpoint import (
     optimizer_arrays,
     prune_checkpoints,
     read_best,
-    read_checkpoint,
-    read_newest,
+    read_resumed,
     restore_optimizer,
     resuming,
     save_best,
     save_checkpoint,
     update_state,
 )
-from paddle_vheat.engine.evaluate import evaluate
+from paddle_vheat.engine.evaluate import evaluate, gathered
 from paddle_vheat.engine.hooks import ExponentialMovingAverage, Hook
 from paddle_vheat.errors import CheckpointError
 from paddle_vheat.weights.loading import live_tensors, load_state
@@ -46,9 +45,6 @@ BEST_FILES = {"best_model": MODEL, "ema_best_model": ExponentialMovingAverage.FI
 
 class Checkpoints(Hook):
     """Writes and resumes checkpoints."""
-
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
 
     # --- saving ---------------------------------------------------------------------------------------
 
@@ -67,10 +63,10 @@ class Checkpoints(Hook):
         scaler = run.precision.scaler
         state: dict[str, Any] = {
             "optimizer": type(run.optimizer).__name__,
-            "lr_scheduler": _plain(run.scheduler.state_dict()),
-            "scaler": _plain(scaler.state_dict()) if scaler else None,
+            "lr_scheduler": run.scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler.is_enable() else None,
             "options": effective_options(run),
-            "config": _plain(run.task.config),
+            "config": run.task.config,
             "versions": {
                 "paddle_vheat": __version__,
                 "paddle": paddle.__version__,
@@ -83,7 +79,7 @@ class Checkpoints(Hook):
             state.update(hook.state(run))
         with run.log.writing(run.save_dir / f"iter_{run.iteration}"):
             folder = save_checkpoint(run.save_dir, run.iteration, arrays, state)
-            prune_checkpoints(run.save_dir, self.keep, run.iteration)
+            prune_checkpoints(run.save_dir, run.options.keep_checkpoint_max, run.iteration)
         run.log.say(f"saved {folder}")
 
     # --- resuming -------------------------------------------------------------------------------------
@@ -95,12 +91,9 @@ class Checkpoints(Hook):
             self._refuse_other_run(run.save_dir)
             return
         with resuming(where):
-            if where == "auto":
-                folder, content, skipped = read_newest(run.save_dir)
-                for reason in skipped:
-                    run.log.say(f"skipped: {reason}")
-            else:
-                folder, content = Path(where), read_checkpoint(where)
+            folder, content, skipped = read_resumed(run.save_dir, where)
+            for reason in skipped:
+                run.log.say(f"skipped: {reason}")
             if folder is None:
                 self._refuse_other_run(run.save_dir)
                 run.log.say(f"nothing to resume in {run.save_dir}: starting from the beginning")
@@ -135,7 +128,7 @@ class Checkpoints(Hook):
             # LinearWarmup says so of its own state, always.
             warnings.filterwarnings("ignore", "There are some unused values in state_dict")
             run.scheduler.set_state_dict(state["lr_scheduler"])
-        if run.precision.scaler and state.get("scaler"):
+        if run.precision.scaler.is_enable() and state.get("scaler"):
             run.precision.scaler.load_state_dict({k: np.asarray(v) for k, v in state["scaler"].items()})
         run.iteration = state["iteration"]
         for hook in run.hooks:
@@ -143,17 +136,13 @@ class Checkpoints(Hook):
         for line in changes(state, run):
             run.log.say(f"note: changed since the checkpoint: {line}")
         if run.is_main:  # what a process that was killed after its checkpoint did not come to
-            prune_checkpoints(run.save_dir, self.keep, run.iteration)
+            prune_checkpoints(run.save_dir, run.options.keep_checkpoint_max, run.iteration)
         run.log.say(f"resumed {folder} at iteration {run.iteration}")
 
     @staticmethod
     def _agree_on_the_start(run: Trainer) -> None:
         """Raise if the processes of a run have not resumed the same checkpoint, or only some have one."""
-        if run.world_size == 1:
-            return
-        found: list[Any] = []
-        paddle.distributed.all_gather(found, paddle.to_tensor([run.iteration]))
-        iterations = [int(one) for one in found]
+        iterations = gathered(run.iteration)
         if len(set(iterations)) > 1:
             raise CheckpointError(
                 f"the processes start at different iterations {iterations} (in the order of their ranks): --save_dir "
@@ -291,7 +280,7 @@ def changes(state: Mapping[str, Any], run: Trainer, limit: int = 12) -> list[str
     """What a run's configuration and options have that the checkpoint's did not: "key: old -> new"."""
     free = {"save_dir", "resume_model", "num_workers", "use_vdl", "log_iters", "keep_checkpoint_max"}
     before = dict(_flat("", {**state.get("config", {}), **state.get("options", {})}))
-    now = dict(_flat("", {**_plain(run.task.config), **_plain(effective_options(run))}))
+    now = dict(_flat("", {**run.task.config, **effective_options(run)}))
     names = [name for name in {**before, **now} if name not in free and before.get(name) != now.get(name)]
     lines = [f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names]
     return lines[:limit] + ([f"and {len(lines) - limit} more"] if len(lines) > limit else [])
@@ -303,16 +292,3 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _flat(f"{prefix}.{key}" if prefix else str(key), item)
     else:
         yield prefix, value
-
-
-def _plain(value: Any) -> Any:
-    """A state as JSON can hold it."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return value
-    if hasattr(value, "numpy"):
-        value = value.numpy()
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return np.asarray(value).tolist()

@@ -69,7 +69,7 @@ class Trainer:
         if recipe.ema_decay is not None:
             self.ema = ExponentialMovingAverage(self.model, recipe.ema_decay, recipe.ema_warm_up)
         self.signals, self.guard = StopOnSignal(), NonFiniteGuard(options.max_skipped_steps)
-        self.progress, self.checkpoints = Progress(options.use_vdl), Checkpoints(options.keep_checkpoint_max)
+        self.progress, self.checkpoints = Progress(), Checkpoints()
         self.evaluation = Evaluation(options.do_eval, options.early_stop_intervals)
         hooks = (self.ema, self.signals, self.guard, self.progress, self.checkpoints, self.evaluation)
         self.hooks: list[Hook] = [hook for hook in hooks if hook is not None]
@@ -140,12 +140,12 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """Batches of the remaining iterations, each ``accumulation`` of them."""
         recipe, seed, micro = self.recipe, self.options.seed, self.recipe.accumulation
-        dataset = SeededDataset(self.task.dataset("train"), seed)
+        dataset = self.task.dataset("train")
         steps = recipe.iters * micro, seed, self.iteration * micro
         place = self.rank, self.world_size, recipe.shuffle, recipe.drop_last
-        groups = getattr(dataset.dataset, "groups", None)
+        groups = getattr(dataset, "groups", None)
         sampler = IterationSampler(len(dataset), recipe.batch_size, *steps, *place, groups)
-        return load_batches(dataset, sampler, recipe.num_workers, self.task.collate)
+        return load_batches(SeededDataset(dataset, seed), sampler, recipe.num_workers, self.task.collate)
 
     def _step(self, batches: Iterator[Batch]) -> None:
         """Data, forward, backward, clip, step; and the hooks."""
@@ -155,16 +155,15 @@ class Trainer:
         batch = [next(batches) for _ in range(self.recipe.accumulation)]
         self.data_wait = time.perf_counter() - began
         self._forward_backward(batch)
-        self.precision.unscale(self.optimizer)
+        self.precision.scaler.unscale_(self.optimizer)
         self.skipped = not all(hook.before_update(self) for hook in self.hooks)
         self.lr = self.optimizer.get_lr()
         if not self.skipped:
             if self.recipe.clip_norm is not None:
                 with_gradient = [p for p in self.model.parameters() if p.grad is not None]
                 nn.utils.clip_grad_norm_(with_gradient, self.recipe.clip_norm)
-            self.precision.step(self.optimizer)
-        elif self.precision.scaler:
-            self.precision.scaler.update()
+            self.precision.scaler.step(self.optimizer)
+        self.precision.scaler.update()
         self.scheduler.step()
         self.optimizer.clear_grad()
         self.iteration += 1
@@ -186,7 +185,7 @@ class Trainer:
                 with self.precision.autocast():
                     parts = self.task.losses(self.network, batch)
                     total = sum(list(parts.values())[1:], next(iter(parts.values())))
-                self.precision.backward(total / len(batches))
+                self.precision.scaler.scale(total / len(batches)).backward()
             self.losses.append(total.detach())
             self.loss_parts.append({name: part.detach() for name, part in parts.items()} if len(parts) > 1 else {})
 

@@ -10,14 +10,12 @@ import numpy as np
 
 from paddle_vheat.deploy import runtimes
 from paddle_vheat.deploy.description import Description
-from paddle_vheat.deploy.predictor import prepare
+from paddle_vheat.deploy.predictor import fitted
 from paddle_vheat.deploy.processor import Processor, Run
 from paddle_vheat.engine.task import ExportSpec
 from paddle_vheat.errors import ExportError
 
-PADDLE, REDUCED, ONEDNN = (runtimes.ONEDNN_NAMES[onednn] for onednn in ("off", "reduced", "full"))
-ONNX = runtimes.ONNX_NAME
-OPENVINO = runtimes.OPENVINO_NAME
+PADDLE, REDUCED, ONEDNN, ONNX, OPENVINO = runtimes.NAMES.values()
 # Passes of some Paddle versions are wrong or crash on sound graphs, and OpenVINO may lack an operator: not used then.
 MAY_FAIL = (ONEDNN, REDUCED, OPENVINO)
 USUAL_SIZES = [(128, 160), (97, 203)]
@@ -42,15 +40,10 @@ class Difference:
         return f"{self.runtime:<31} {self.output:<13} {self.size[0]:>5} x {self.size[1]:<5} {self.value:.2e}  {verdict}"
 
 
-def load_runtime(
-    description: Description, processor: Processor, runtime: str, threads: int | None = None
-) -> dict[str, Run]:
+def load_runtime(description: Description, processor: Processor, runtime: str) -> dict[str, Run]:
     """The programs of an export in one of the runtimes above, on the CPU."""
-    for kind, name in runtimes.ONNX_RUNTIMES.items():
-        if runtime == name:
-            return runtimes.load_programs(description, processor.programs, kind, threads=threads)
-    onednn = next(key for key, name in runtimes.ONEDNN_NAMES.items() if name == runtime)
-    return runtimes.load_programs(description, processor.programs, "paddle", onednn=onednn, threads=threads)
+    kind, onednn = next(key for key, name in runtimes.NAMES.items() if name == runtime)
+    return runtimes.load_programs(description, processor.programs, kind, runtimes.Options(onednn=onednn))
 
 
 def check_inputs(spec: ExportSpec, description: Description, processor: Processor) -> list[np.ndarray]:
@@ -61,7 +54,7 @@ def check_inputs(spec: ExportSpec, description: Description, processor: Processo
     sizes = list(spec.sizes or USUAL_SIZES) if height is None else [(height, width)]
     inputs = [rng.standard_normal((batch or 2, channels, *size)).astype(np.float32) for size in sizes]
     for image in spec.images:
-        array, _ = prepare(image, description, processor)
+        array, _ = fitted(*processor.prepare(image), description, processor)
         inputs.append(np.repeat(array[None], batch or 1, axis=0))
     return inputs
 
@@ -69,7 +62,7 @@ def check_inputs(spec: ExportSpec, description: Description, processor: Processo
 def right_onednn(differences: Sequence[Difference]) -> str:
     """How much of oneDNN is right for the model: "full", "reduced" or "off"."""
     for onednn in ("full", "reduced"):
-        found = [d.ok for d in differences if d.runtime == runtimes.ONEDNN_NAMES[onednn]]
+        found = [d.ok for d in differences if d.runtime == runtimes.NAMES["paddle", onednn]]
         if found and all(found):
             return onednn
     return "off"

@@ -9,7 +9,6 @@ from typing import Any
 
 from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.engine.task import Program
-from paddle_vheat.errors import ExportError
 from paddle_vheat.ops import adaptive_average_pool, fold
 
 
@@ -53,7 +52,5 @@ def save_program(program: Program, folder: Path, name: str = "model") -> tuple[P
         warnings.filterwarnings("ignore", message=r"Value do not have 'place'|The Attr\(force_cpu\)")
         static = paddle.jit.to_static(program.layer, input_spec=spec, full_graph=True)
         paddle.jit.save(static, str(folder / name))
-    for suffix in (".json", ".pdmodel"):
-        if (folder / f"{name}{suffix}").is_file():
-            return folder / f"{name}{suffix}", folder / f"{name}.pdiparams"
-    raise ExportError(f"paddle.jit.save wrote no program into {folder}")
+    suffix = ".json" if (folder / f"{name}.json").is_file() else ".pdmodel"
+    return folder / f"{name}{suffix}", folder / f"{name}.pdiparams"

@@ -6,7 +6,6 @@ the operators of ONNX), which OpenVINO reads too.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import shutil
@@ -26,7 +25,6 @@ from paddle_vheat.engine.task import ExportSpec, Task
 from paddle_vheat.errors import ExportError
 from paddle_vheat.export.onnx import onnx_libraries
 
-QUANTIZED = ("int8",)
 CALIBRATION_IMAGES = 64
 SCORED_IMAGES = 500  # at most: `val.py --exported --precision int8` scores all
 SEED = 0  # of the choice of these images
@@ -96,17 +94,6 @@ def learned_products(model: Any, weights: set[str]) -> list[str]:
     return [node.name for node in found if not is_depthwise(node)]
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's advice, which is for graphs that were not folded."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 def quantize_file(source: Path, target: Path, weights: set[str], feeds: Iterator[dict[str, np.ndarray]]) -> int:
     """Write the int8 form of an ONNX file.
 
@@ -131,25 +118,28 @@ def quantize_file(source: Path, target: Path, weights: set[str], feeds: Iterator
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(feeds, None)
 
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the library's advice, which is for graphs that were not folded
     try:
-        with _quiet():
-            quantization.quantize_static(
-                str(source),
-                str(target),
-                Reader(),
-                quant_format=quantization.QuantFormat.QDQ,
-                op_types_to_quantize=list(_KINDS),
-                nodes_to_quantize=nodes,
-                per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                # What follows is in float: rounding the sum as well would cost accuracy and a step.
-                extra_options={"OpTypesToExcludeOutputQuantization": list(_KINDS)},
-            )
+        quantization.quantize_static(
+            str(source),
+            str(target),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=list(_KINDS),
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            # What follows is in float: rounding the sum as well would cost accuracy and a step.
+            extra_options={"OpTypesToExcludeOutputQuantization": list(_KINDS)},
+        )
     except (ExportError, OSError):
         raise
     except Exception as error:  # the library has no exceptions of its own
         raise ExportError(f"{source.name}: ONNX Runtime cannot quantise it: {error}") from error
+    finally:
+        logging.disable(before)
     return len(nodes)
 
 
@@ -221,9 +211,8 @@ def compare(folder: Path, spec: ExportSpec, how: Quantization, say: Callable[[st
     for runtime in ("onnx", "openvino") if "openvino" in checked else ("onnx",):
         programs = [Predictor(folder, runtime, precision=precision).programs for precision in both]
         times = [f"{1e3 * seconds:.2f} ms" for seconds in _seconds(programs, calls)]
-        name = runtimes.ONNX_RUNTIMES[runtime]
         shape = " x ".join(map(str, batch.shape))
-        say(f"  {name:<28} {times[0]:>12} {times[1]:>12}  {shape}, best of {ROUNDS} in turns")
+        say(f"  {runtimes.NAMES[runtime, 'off']:<28} {times[0]:>12} {times[1]:>12}  {shape}, best of {ROUNDS} in turns")
 
 
 def _seconds(programs: list[Any], calls: list[Call]) -> list[float]:

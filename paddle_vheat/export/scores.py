@@ -15,7 +15,6 @@ from paddle_vheat.engine.task import Check, ExportSpec, Program, largest_differe
 from paddle_vheat.errors import UserError
 from paddle_vheat.export.program import inference_copy
 
-OUTPUT_OPS = tuple(OUTPUT_NAMES)
 # Differences of float32 results whose operations are reordered: some 1e-6 per layer over about a hundred
 # layers, relative to the largest logit.
 TOLERANCE = 1e-3
@@ -89,8 +88,8 @@ def scores_spec(
         output_op: "argmax" gives int32 (N[, H, W]), "softmax" and "none" float32 (N, classes[, H, W]).
         options: class_names, palette: for ``deploy.yaml``; None where there are none.
     """
-    if output_op not in OUTPUT_OPS:
-        raise UserError(f"--output_op: expected one of {', '.join(OUTPUT_OPS)}, got {output_op!r}")
+    if output_op not in OUTPUT_NAMES:
+        raise UserError(f"--output_op: expected one of {', '.join(OUTPUT_NAMES)}, got {output_op!r}")
     takes = signature(output_op, num_classes, input_shape, per_pixel)
     name = takes.outputs[0].name
 

@@ -19,7 +19,7 @@ from paddle_vheat.errors import DataError, UserError
 from paddle_vheat.tasks.classification.visualize import ClassificationPrediction
 from paddle_vheat.tasks.segmentation.visualize import SegmentationPrediction
 from tests.conftest import needs_onnx
-from tests.export.networks import CLASSES, PALETTE, classes_of, quiet
+from tests.export.networks import CLASSES, PALETTE, classes_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,7 +121,7 @@ def test_the_own_output_is_not_predicted_again(images):
     for _ in range(2):
         pairs = list_images(images, images / "a" / "out")
         assert relatives(pairs) == before
-        write_predictions(pairs, images / "a" / "out", predict_grey, quiet)
+        write_predictions(pairs, images / "a" / "out", predict_grey)
     assert len(list_images(images)) == 3 * len(before)
     (images.parent / "link").symlink_to(images)
     for save_dir in (images, images.parent / "link", images / "a" / "..", images / "a"):
@@ -130,12 +130,12 @@ def test_the_own_output_is_not_predicted_again(images):
     # Predicting pictures into the folder that they are of would write over them.
     pairs = list_images(images / "a" / "out" / "added_prediction", images / "a" / "out")
     with pytest.raises(ValueError, match="the picture would be written over the image"):
-        write_predictions(pairs, images / "a" / "out", predict_grey, quiet)
+        write_predictions(pairs, images / "a" / "out", predict_grey)
 
 
 def test_pictures(images, tmp_path):
     out = tmp_path / "o[u]t"
-    written = write_predictions(list_images(images), out, predict_grey, quiet)
+    written = write_predictions(list_images(images), out, predict_grey)
     assert written == [out / "pseudo_color_prediction", out / "added_prediction"]
     found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     names = ["a/[b]/two.png", "a/one.png", "grey.png", "top.png"]
@@ -158,7 +158,7 @@ def test_pictures(images, tmp_path):
 def test_the_pictures_of_an_exported_model(segmentor, exported_onnx, files, tmp_path):
     predictor = Predictor(exported_onnx, threads=1)
     pairs = list_images(files[0].parent)
-    write_predictions(pairs, tmp_path / "out", lambda path: predictor.predictions([path])[0], quiet)
+    write_predictions(pairs, tmp_path / "out", lambda path: predictor.predictions([path])[0])
     for path in files:
         picture = Image.open(tmp_path / "out" / "pseudo_color_prediction" / path.name)
         # rounding decides between equally likely classes
@@ -191,17 +191,18 @@ def test_onnx_needs_no_paddle(exported_onnx, files, tmp_path):
     assert len(list((tmp_path / "out").rglob("*.png"))) == 2
 
 
-def test_lines_and_json(images, tmp_path):
+def test_lines_and_json(images, tmp_path, capsys):
     scores = np.array([0.1, 0.625, 0.05, 0.2, 0.02, 0.005])
-    said: list[str] = []
 
     def predict(path):
         return ClassificationPrediction.of(scores, ["cat", "dog", "cow", "ant", "bee", "fox"])
 
-    written = write_predictions(list_images(images), tmp_path / "out", predict, said.append)
+    written = write_predictions(list_images(images), tmp_path / "out", predict)
     assert written == [tmp_path / "out" / "predictions.json"]
     assert os.listdir(tmp_path / "out") == ["predictions.json"]
-    assert said[0] == "a/[b]/two.bmp: dog 62.5%, ant 20.0%, cat 10.0%, cow 5.0%, bee 2.0%"
+    assert (
+        capsys.readouterr().out.splitlines()[0] == "a/[b]/two.bmp: dog 62.5%, ant 20.0%, cat 10.0%, cow 5.0%, bee 2.0%"
+    )
     found = json.loads(written[0].read_text(encoding="utf-8"))
     assert list(found) == ["a/[b]/two.bmp", "a/one.JPG", "grey.png", "top.png"]
     assert [one["class"] for one in found["grey.png"]] == [1, 3, 0, 2, 4]
@@ -224,7 +225,7 @@ def test_a_broken_image_does_not_stop_the_others(images, tmp_path):
         r"  cannot read the image .*broken\.png: it cannot be decoded.*\n  .*top\.png: the model needs at least 99"
     )
     with pytest.raises(DataError, match=message):
-        write_predictions(list_images(images), tmp_path / "out", predict, quiet)
+        write_predictions(list_images(images), tmp_path / "out", predict)
     assert sorted(path.name for path in (tmp_path / "out" / "added_prediction").rglob("*.png")) == [
         "grey.png", "one.png", "two.png",
     ]  # fmt: skip
@@ -235,7 +236,7 @@ def test_nothing_is_written_where_all_fail(images, tmp_path):
         raise ValueError("no")
 
     with pytest.raises(DataError, match="0 of 4 images"):
-        write_predictions(list_images(images), tmp_path / "out", predict, quiet)
+        write_predictions(list_images(images), tmp_path / "out", predict)
     assert not (tmp_path / "out").exists()
 
 
@@ -246,7 +247,7 @@ def test_a_failed_write_leaves_no_half_picture(images, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match=r"No space left on device: '.*pseudo_color_prediction/a/\[b\]/two\.png'"):
-        write_predictions(list_images(images), tmp_path / "out", predict_grey, quiet)
+        write_predictions(list_images(images), tmp_path / "out", predict_grey)
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
 

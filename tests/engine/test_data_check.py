@@ -11,7 +11,7 @@ from PIL import Image
 
 from paddle_vheat.engine import data_check as check
 from paddle_vheat.engine.data_check import CHECKED_WHOLE, SAMPLE, Report, scan, shortened, which_samples
-from paddle_vheat.errors import DataError
+from paddle_vheat.errors import DataError, UserError
 from paddle_vheat.tasks.classification.data import ImageNetDataset
 from paddle_vheat.tasks.classification.task import ClassificationTask
 from tests.engine import tiny
@@ -176,7 +176,7 @@ def test_reports():
         raise DataError("one")  # reported already
     report.add(["two", "two"])
     assert report.problems == ["one", "two"]
-    with pytest.raises(check.InputError, match=r"2 mistakes, found before the start:\n  one\n  two$"):
+    with pytest.raises(UserError, match=r"2 mistakes, found before the start:\n  one\n  two$"):
         report.close()
     text = shortened([str(i) for i in range(31)])
     assert text.startswith("31 mistakes")

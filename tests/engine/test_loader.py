@@ -173,7 +173,7 @@ def test_ragged_batches(workers):
 
 def batches(task, workers: int, start: int = 0, iters: int = 7, seed: int = 4) -> list[dict[str, np.ndarray]]:
     dataset = SeededDataset(task.dataset("train"), seed)
-    sampler = IterationSampler(len(dataset), 2, iters, seed, start=start)
+    sampler = IterationSampler(len(dataset.dataset), 2, iters, seed, start=start)
     loader = load_batches(dataset, sampler, workers)
     return [{n: v if n == "meta" else v.numpy() for n, v in batch.items()} for batch in loader]
 

@@ -353,6 +353,9 @@ class Scaler:
         }
         self.updates = 0
 
+    def is_enable(self):
+        return True
+
     def scale(self, loss):
         return loss
 

@@ -29,7 +29,7 @@ def run(folder, x: np.ndarray, runtime: str = PADDLE) -> np.ndarray:
     """The one output of an export of scores."""
     described = read_description(folder)
     processor = make_processor(described)
-    (output,) = processor.run(load_runtime(described, processor, runtime, threads=1), x).values()
+    (output,) = processor.run(load_runtime(described, processor, runtime), x).values()
     return output
 
 
@@ -247,7 +247,7 @@ def replaced(monkeypatch, make) -> list[str]:
     """Run something else for each runtime; the names of those that are run."""
     runtime, ran = parity.load_runtime, []
 
-    def load(description, processor, name, threads=None):
+    def load(description, processor, name):
         ran.append(name)
         return make(name, lambda other=name: runtime(description, processor, other)["model"])
 

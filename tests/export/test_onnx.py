@@ -224,7 +224,8 @@ def save(layer, folder: Path, *size: int) -> tuple[Path, Path]:
 
 def run_paddle(folder: Path, x: np.ndarray, onednn: str) -> np.ndarray:
     program = folder / ("model.pdmodel" if PADDLE_2 else "model.json")
-    return runtimes.load_paddle(program, folder / "model.pdiparams", signature(*x.shape[2:]), onednn=onednn)(x)["y"]
+    files, options = (program, folder / "model.pdiparams"), runtimes.Options(onednn=onednn)
+    return runtimes.load_paddle(*files, signature(*x.shape[2:]), options)(x)["y"]
 
 
 def convert(layer, folder: Path, *size: int):
