@@ -73,8 +73,11 @@ def write_atomically(path: str | Path, write: Callable[[str], Any]) -> None:
     temporary = str(path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp"))
     try:
         with naming(path):
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            mode = stat.S_IMODE(os.stat(temporary).st_mode)  # any new file's
             write(temporary)
             sync(temporary)
+        os.chmod(temporary, mode)  # safetensors makes a file of its own, which is the user's alone
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

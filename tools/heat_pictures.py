@@ -220,6 +220,8 @@ def draw_patch(subject: Subject) -> Numbers:
     lasts = [[(key, one) for key, one in row if key == "trained"][-1][1] for row in subject.rows(1)]
     first = lasts[0].size
     y, x = subject.patch or (first[0] // 2, first[1] // 2)
+    if not (0 <= y < first[0] and 0 <= x < first[1]):
+        raise ValueError(f"--patch {y} {x} is outside the first stage's map of {first[0]} x {first[1]} patches")
 
     def places(one: Observation) -> dict[str, tuple[int, int]]:
         height, width = one.size

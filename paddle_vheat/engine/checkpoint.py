@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -31,6 +30,11 @@ from paddle_vheat._files import not_a_file, replace_folder, sync, write_atomical
 from paddle_vheat._paddle import paddle
 from paddle_vheat.errors import CheckpointError
 from paddle_vheat.weights.loading import read_weights
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 STATE_FILE = "state.json"
 LOCK_FILE = ".lock"
@@ -55,6 +59,9 @@ def run_lock(save_dir: Path) -> Iterator[bool]:
     Raises:
         CheckpointError: if another process has the folder; says which.
     """
+    if fcntl is None:
+        yield False
+        return
     with (save_dir / LOCK_FILE).open("a+", encoding="utf-8") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

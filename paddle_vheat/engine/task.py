@@ -7,6 +7,7 @@ The smallest legal task is in ``tests/engine/toy.py``.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -119,6 +120,7 @@ class Task(Protocol):
     recipe: Recipe
     broken: set[str]  # "model", "train", "val": what cannot be built, as its problems have been reported
 
+    @abc.abstractmethod
     def build_model(self, pretrained: bool = True) -> Layer:
         """A new model; called once, after seeding. ``pretrained`` False leaves out the weights it would start from."""
 
@@ -126,6 +128,7 @@ class Task(Protocol):
         """Factors of the learning rate and the weight decay, by the parameter's name; the default where absent."""
         return {}
 
+    @abc.abstractmethod
     def dataset(self, split: str) -> Dataset:
         """The "train" or "val" set."""
 
@@ -139,6 +142,7 @@ class Task(Protocol):
         """What is done to a training batch on the device (mixup); everything random is decided by ``seed``."""
         return batch
 
+    @abc.abstractmethod
     def losses(self, model: Layer, batch: Batch) -> dict[str, Tensor]:
         """Weighted scalar losses by name; the loop adds them up. ``model`` may be inside DataParallel."""
 
@@ -154,17 +158,21 @@ class Task(Protocol):
         """The given samples in batches for evaluation: one by one where every image has its own size."""
         return [[index] for index in indices]
 
+    @abc.abstractmethod
     def infer(self, model: Layer, batch: Batch) -> Any:
         """The model's outputs for an evaluation batch, as the evaluator takes them."""
 
-    def infer_exported(self, predictor: Predictor, batch: Batch) -> Any:
-        """The same by an exported model, which prepares the images itself; optional, for ``val.py --exported``.
+    if TYPE_CHECKING:  # optional: a class that inherits this one has no such method unless it defines it
 
-        ``predictor.predictions(images)`` gives what is deployed, ``predictor.outputs(images)`` what the programs give,
-        with ``prepared=True`` of inputs that the data set has prepared, where these are no files (a degraded image).
-        ``batch["meta"][i]["index"]`` is the sample's index in the validation set.
-        """
+        def infer_exported(self, predictor: Predictor, batch: Batch) -> Any:
+            """The same by an exported model, which prepares the images itself; for ``val.py --exported``.
 
+            ``predictor.predictions(images)`` gives what is deployed, ``predictor.outputs(images)`` what the programs
+            give, with ``prepared=True`` of inputs that the data set has prepared, where these are no files (a degraded
+            image). ``batch["meta"][i]["index"]`` is the sample's index in the validation set.
+            """
+
+    @abc.abstractmethod
     def evaluator(self) -> Evaluator:
         """A new one."""
 
@@ -172,6 +180,7 @@ class Task(Protocol):
         """Pictures of a few validation samples for VisualDL, uint8 RGB (H, W, 3); [] for none."""
         return []
 
+    @abc.abstractmethod
     def predict(self, model: Layer, path: str) -> Prediction:
         """The prediction for an image file."""
 
@@ -181,6 +190,7 @@ class Task(Protocol):
 
         return load_weights(model, path)
 
+    @abc.abstractmethod
     def export_spec(self, model: Layer, input_shape: Sequence[int | None], flags: argparse.Namespace) -> ExportSpec:
         """How the model is exported."""
 

@@ -63,6 +63,8 @@ class PixelContrastLoss(nn.Layer):
             ("max_samples", max_samples, 1),
             ("max_views", max_views, 1),
             ("warmup_iters", warmup_iters, 0),
+            ("memory_size", memory_size, 0),
+            ("pixel_update_freq", pixel_update_freq, 1),
             ("ignore_index", ignore_index, -(2**31)),
         ):
             check_integer(f"PixelContrastLoss: {name}", value, minimum)

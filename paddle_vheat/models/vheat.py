@@ -316,7 +316,7 @@ class VHeat(nn.Layer):
             outputs.append(x)
         return outputs
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward_features(self, x: Tensor) -> list[Tensor]:
         """The NCHW maps of ``out_indices``, normalised if the backbone has output norms."""
         maps = self.forward_stages(x)
         indices = [i for i in self.out_indices if i < len(maps)]
@@ -324,7 +324,8 @@ class VHeat(nn.Layer):
             return [getattr(self, f"outnorm{i}")(maps[i]).transpose([0, 3, 1, 2]) for i in indices]
         return [maps[i].transpose([0, 3, 1, 2]) for i in indices]
 
-    forward_features = forward
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.forward_features(x)
 
     def fold_for(self, size: tuple[int, int]) -> None:
         """See :mod:`paddle_vheat.ops.fold`."""

@@ -64,17 +64,19 @@ def convolve(x: Tensor, convolution: nn.Conv2D, norm: nn.LayerNorm | None = None
 
 def takes_planes(maps: Sequence[Tensor], convolution: nn.Conv2D, norm: nn.BatchNorm2D) -> bool:
     """:func:`takes` of a convolution 3 x 3, stride 1, margin 1, of maps (B, C, H, W), and of a BatchNorm."""
-    filters, channels, *kernel = convolution.weight.shape
     shapes = [x.shape for x in maps]
     return (
-        takes(maps[0], convolution)
-        and native.usable(*maps, norm.weight, norm.bias, norm._mean, norm._variance)
-        and type(norm) is nn.BatchNorm2D
+        type(norm) is nn.BatchNorm2D
+        and norm.weight is not None
+        and norm.bias is not None
         and not (norm.training or norm._forward_pre_hooks or norm._forward_post_hooks)
         and norm._use_global_stats is not False
         and norm._data_format == "NCHW"
-        and norm.weight.shape == [filters]
-        and [sum(shape[1] for shape in shapes), *kernel] == [channels, 3, 3]
+        and type(convolution) is nn.Conv2D
+        and takes(maps[0], convolution)
+        and native.usable(*maps, norm.weight, norm.bias, norm._mean, norm._variance)
+        and convolution.weight.shape[1:] == [sum(shape[1] for shape in shapes), 3, 3]
+        and norm.weight.shape == convolution.weight.shape[:1]
         and all([shape[0], *shape[2:]] == [shapes[0][0], *shapes[0][2:]] for shape in shapes)
         and list(convolution._stride) == [1, 1]
         and convolution._padding == 1

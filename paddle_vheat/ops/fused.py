@@ -248,14 +248,14 @@ class Decay(paddle.autograd.PyLayer):
         found = affine(embedding, weight, bias)
         out = _like(found)
         run("decay", found, *found.shape, out)
-        ctx.save_for_backward(embedding, weight, found, out)
+        ctx.save_for_backward(embedding, weight, found)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        embedding, weight, found, decay = ctx.saved_tensor()
+        embedding, weight, found = ctx.saved_tensor()
         of_found = _like(found)
-        run("decay_gradient", gradient, found, decay, *found.shape, of_found)
+        run("decay_gradient", gradient, found, *found.shape, of_found)
         return wanted(
             ctx,
             lambda: paddle.matmul(of_found, weight, transpose_y=True),

@@ -174,6 +174,7 @@ class HeatConduction2D(nn.Layer):
         channels: number of channels C.
         size: int or (height, width) of the feature maps that it is made for; it then owns its frequency embedding,
             and takes maps of any size. None where several operators share one, which is given with each map.
+        norm_epsilon: epsilon of the LayerNorm on the conducted heat.
         data_format: "NHWC" (as the backbone works) or "NCHW", of input and output alike; None for "NCHW" with a
             ``size`` and "NHWC" without.
         float32_transform: transform in float32 under mixed precision too, for what lives on small differences.
@@ -186,6 +187,7 @@ class HeatConduction2D(nn.Layer):
         self,
         channels: int,
         size: int | Sequence[int] | None = None,
+        norm_epsilon: float = 1e-5,
         data_format: str | None = None,
         float32_transform: bool = False,
     ) -> None:
@@ -201,7 +203,7 @@ class HeatConduction2D(nn.Layer):
         self.dwconv = nn.Conv2D(channels, channels, 3, padding=1, groups=channels)
         self.linear = nn.Linear(channels, 2 * channels)
         self.to_k = nn.Linear(channels, channels)
-        self.out_norm = nn.LayerNorm(channels, epsilon=1e-5)
+        self.out_norm = nn.LayerNorm(channels, epsilon=norm_epsilon)
         self.out_linear = nn.Linear(channels, channels)
         self.frequency_embedding: Any = None
         if size is not None:

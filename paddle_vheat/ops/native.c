@@ -174,13 +174,12 @@ void decay(const float *restrict x, n_t H, n_t W, n_t C, float *restrict out) {
     }
 }
 
-/* decay: its result. */
-void decay_gradient(const float *restrict gradient, const float *restrict x, const float *restrict decay, n_t H, n_t W,
-                    n_t C, float *restrict of_x) {
+void decay_gradient(const float *restrict gradient, const float *restrict x, n_t H, n_t W, n_t C,
+                    float *restrict of_x) {
     _Pragma("omp parallel for schedule(static)") for (n_t row = 0; row < H * W; row++) {
         float square = squared_frequency(row, H, W);
         SIMD for (n_t i = row * C; i < (row + 1) * C; i++)
-            of_x[i] = x[i] <= 0.0f ? 0.0f : -square * decay[i] * gradient[i];
+            of_x[i] = x[i] <= 0.0f ? 0.0f : -square * exponential(-square * x[i]) * gradient[i];
     }
 }
 

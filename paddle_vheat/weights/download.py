@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import os
 import re
+import shutil
 import sys
 import time
 import urllib.error
@@ -233,6 +234,7 @@ def _receive(address: str, part: Path) -> None:
         start = start if continued else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length and length.isdecimal() else None
+        _check_space(part, (total or 0) - start)
         # Only a strong tag or a date is good for If-Range.
         tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         tag_file.write_text("" if tag.startswith("W/") else tag, encoding="utf-8")
@@ -264,6 +266,15 @@ def _copy(response: Any, part: Path, start: int, total: int | None) -> int:
                 raise
             done += len(block)
             bar.update(len(block))
+
+
+def _check_space(part: Path, needed: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if needed > free:
+        raise DownloadError(
+            f"{part.parent}: {needed / 2**20:.0f} MiB are needed, and {free / 2**20:.0f} MiB free; make room, or set "
+            "PADDLE_VHEAT_HOME to a folder elsewhere"
+        )
 
 
 def _tag_file(part: Path) -> Path:

@@ -90,7 +90,7 @@ def test_without_an_image_there_are_the_weights_pictures(checkpoint, tmp_path, m
         (["--what", "erf", "k"], "--what erf needs --image"),
         (["--image", "no/such.png"], "no/such.png"),
         (["--image", "configs"], "configs: no images in it"),
-        (["--what", "patch", "--patch", "8", "0"], "patch (8, 0) is outside the map of 8 x 8 patches"),
+        (["--what", "patch", "--patch", "8", "0"], "--patch 8 0 is outside the first stage's map of 8 x 8 patches"),
         (["--size", "16"], "at least 32 pixels a side, got 16 x 16"),
         (["--size", "64", "64", "64"], "--size takes N, or H W; got [64, 64, 64]"),
         (["--model_path", "nowhere.pdparams"], "nowhere.pdparams"),

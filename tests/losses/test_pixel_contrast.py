@@ -314,8 +314,9 @@ BANK = {"memory_size": 5, "num_classes": 3, "proj_dim": 8}
         ({"temperature": "0.1"}, "temperature must be a number of more than 0, got '0.1'"),
         ({"ignore_index": "255"}, "ignore_index must be"),
         ({"memory_size": 5}, "needs num_classes and proj_dim"),
+        ({"pixel_update_freq": -3}, "pixel_update_freq must be .*of at least 1, got -3"),
         ({**BANK, "pixel_update_freq": -3}, "pixel_update_freq must be .*of at least 1, got -3"),
-        ({**BANK, "memory_size": -1}, "memory_size must be .*of at least 1, got -1"),
+        ({**BANK, "memory_size": -1}, "memory_size must be .*of at least 0, got -1"),
     ],
 )
 def test_wrong_arguments(options, message):

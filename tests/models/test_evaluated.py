@@ -125,6 +125,21 @@ def test_what_is_not_finite_stays(name):
     assert out[:-1].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "norm",
+    [nn.GroupNorm(2, 6), nn.Identity(), nn.BatchNorm2D(6, weight_attr=False, bias_attr=False)],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_another_norm_in_its_place(norm, ran):
+    layer = ConvBNReLU(4, 6, 3)
+    layer.bn = norm
+    layer.eval()
+    x = paddle.randn([2, 4, 5, 7])
+    with paddle.no_grad():
+        assert relative_error(fold(layer)(x).numpy(), layer(x).numpy()) < 1e-6
+    assert ran == []
+
+
 @needs_kernels
 def test_a_decay_that_damps_the_mean(ran):
     layer, x = made("operator")

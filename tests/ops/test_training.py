@@ -194,17 +194,27 @@ def test_a_block_drops_the_same_branches(post_norm, scale, frozen):
 
 @needs_kernels
 @pytest.mark.parametrize("watched", ["norm2", "mlp", "mlp.fc1", "drop_path", "hco", "hco.dwconv"])
-def test_a_watched_layer_is_called(watched):
+def test_a_watched_layer_is_called(watched, monkeypatch):
+    ran, run = [], fused.run
+    monkeypatch.setattr(fused, "run", lambda name, *arguments: ran.append((name, arguments)) or run(name, *arguments))
     block, x, embedding = Block(4, 0.0, False, None), paddle.randn([1, 2, 2, 4]), paddle.randn([2, 2, 4])
     expected, seen = block(x, embedding), []
     accelerate_training(block)
     layer = block
     for name in watched.split("."):
         layer = getattr(layer, name)
-    assert relative_error(block(x, embedding).numpy(), expected.numpy()) < 1e-6  # of kernels
+    assert relative_error(block(x, embedding).numpy(), expected.numpy()) < 1e-6
+    assert [name for name, _ in ran] == ["decay", "heat_conduction", "mlp"]
+    assert all(arguments[1] is not None for _, arguments in ran[1:])  # each with its LayerNorm, a whole branch
+    ran.clear()
     layer.register_forward_post_hook(lambda layer, inputs, output: seen.append(output))
     assert relative_error(block(x, embedding).numpy(), expected.numpy()) < 1e-6
     assert len(seen) == (2 if watched == "drop_path" else 1)
+    names = {name for name, _ in ran}
+    assert "decay" in names
+    assert {"mlp.fc1": "mlp", "hco.dwconv": "heat_conduction"}.get(watched) not in names
+    for name, arguments in ran:
+        assert name not in ("mlp", "heat_conduction") or arguments[1] is None  # no branch
 
 
 def test_without_a_compiler(monkeypatch):

@@ -243,6 +243,13 @@ def test_redirections_that_are_not_followed(server):
         fetch("file:///etc/passwd")
 
 
+def test_a_disk_that_is_known_to_be_too_small(server, monkeypatch):
+    usage = type("Usage", (), {"free": 1 << 19})
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(DownloadError, match=r"1 MiB are needed, and 0 MiB free; .*PADDLE_VHEAT_HOME"):
+        fetch(f"{server.address}/plain/a.pth")
+
+
 def test_a_disk_that_fills_up(server, tmp_path):
     """By the limit on a file's size, which like a full disk lets a part of it be written."""
     script = (

@@ -232,12 +232,13 @@ def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path):
     before = os.umask(0o027)
     try:
         write_atomically(path, write)
+        save_weights(paddle.nn.Linear(2, 2), tmp_path / "x.safetensors")
     finally:
         os.umask(before)
     assert seen == [b"before"]
     assert path.read_bytes() == b"after"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert os.listdir(tmp_path) == ["x.pdparams"]
+    assert sorted(os.listdir(tmp_path)) == ["x.pdparams", "x.safetensors"]
+    assert [stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()] == [0o640, 0o640]
 
 
 def test_create_model_with_weights(tmp_path):

@@ -157,15 +157,15 @@ def subfolders(root: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def class_images(folder: str) -> list[str]:
-    """Paths of the images in a class's folder and the folders in it, sorted.
+def class_images(folder: str, deep: bool = True) -> list[str]:
+    """Paths of the images in a class's folder, and in the folders in it if ``deep``, sorted.
 
     Raises:
         DataError: if there is none.
     """
     found: list[str] = []
     for path, folders, files in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(folders) if deep else []
         found += [os.path.join(path, name) for name in sorted(files) if name.lower().endswith(EXTENSIONS)]
     if not found:
         raise DataError(f"{folder}: holds no images ({', '.join(EXTENSIONS)}), but its name is a class")

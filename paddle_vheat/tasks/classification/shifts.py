@@ -179,7 +179,7 @@ class ShiftedData:
         for folder, label in sorted(labels.items(), key=lambda item: item[1]):
             path = str(root / folder)
             # Names return in every corruption and severity, and are kept once.
-            names = [sys.intern(file[len(path) + 1 :]) for file in class_images(path)]
+            names = [sys.intern(file[len(path) + 1 :]) for file in class_images(path, deep=False)]
             self._names += names
             self._folders += [_Folder(source, path, label)] * len(names)
 
