@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from paddle_vheat._paddle import F, nn, paddle
+from paddle_vheat.ops import native
 
 Tensor = Any
 
@@ -82,6 +83,7 @@ def fold(model: Any, size: int | Sequence[int] | None = None) -> Any:
 
 
 def _evaluated(model: Any) -> Any:
+    native.missing()  # Loads the kernels: Paddle's tracing of bytecode cannot follow how that is done.
     model = copy.deepcopy(model)
     model.eval()
     for layer in model.sublayers(include_self=True):

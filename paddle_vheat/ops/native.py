@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import operator
 import os
 import shlex
 import subprocess
@@ -40,6 +41,10 @@ def missing() -> str:
     return _load()[1]
 
 
+# Calls that Paddle's tracing of bytecode does not look into; 2.6 knows no such methods of a tensor, and gives up.
+_is_contiguous, _address = operator.methodcaller("is_contiguous"), operator.methodcaller("data_ptr")
+
+
 def run(name: str, *arguments: Any) -> None:
     """Call a kernel: float32 tensors on the CPU as ``float *``, ints as ``int64_t``, floats, None as no array."""
     kept: list[Any] = []  # a copy lives until the kernel is done
@@ -52,8 +57,8 @@ def run(name: str, *arguments: Any) -> None:
         elif value is None:
             given.append(ctypes.c_void_p(None))
         else:
-            kept.append(value if value.is_contiguous() else value.contiguous())
-            given.append(ctypes.c_void_p(kept[-1].data_ptr()))
+            kept.append(value if _is_contiguous(value) else value.contiguous())
+            given.append(ctypes.c_void_p(_address(kept[-1])))
     getattr(_load()[0], name)(*given)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 
 from paddle_vheat._paddle import nn, paddle
@@ -122,7 +123,7 @@ def test_what_is_not_finite_stays(name):
     with paddle.no_grad():
         out = fold(layer)(x)
     assert out[-1].isnan().any()
-    assert out[:-1].isfinite().all()
+    assert np.isfinite(out.numpy()[:-1]).all()
 
 
 @pytest.mark.parametrize(
