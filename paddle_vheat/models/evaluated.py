@@ -14,7 +14,7 @@ from paddle_vheat.models.layers import ChannelsLastConv2D, ConvBNReLU
 from paddle_vheat.models.vheat import MLP, Block, Downsample, Stem
 from paddle_vheat.ops import evaluated
 from paddle_vheat.ops.evaluated import Branch
-from paddle_vheat.ops.fold import apply_linear, become, convolve_channels_last
+from paddle_vheat.ops.fold import apply_linear, become, convolve_channels_last, unwatched
 from paddle_vheat.ops.heat import FastHeatConduction2D, FoldedHeatConduction2D
 
 Tensor = Any
@@ -110,9 +110,7 @@ class FastBlock(Block):
         return (
             type(self.hco) in (FastHeatConduction2D, FoldedHeatConduction2D)
             and type(self.mlp) is FastMLP
-            and not any(
-                part._forward_pre_hooks or part._forward_post_hooks for part in (self.hco, self.mlp, self.drop_path)
-            )
+            and unwatched(self.hco, self.mlp, self.drop_path)
         )
 
     def _by_kernels(self, x: Tensor, frequency_embedding: Tensor | None) -> Tensor:

@@ -11,7 +11,8 @@ from paddle_vheat._paddle import nn
 from paddle_vheat.models.layers import ChannelsLastConv2D
 from paddle_vheat.models.vheat import MLP, Block, Downsample, Stem
 from paddle_vheat.ops import fused
-from paddle_vheat.ops.training import TrainedHeatConduction2D, fusible, trained_form, unwatched
+from paddle_vheat.ops.fold import unwatched
+from paddle_vheat.ops.training import TrainedHeatConduction2D, fusible, trained_form
 
 Tensor = Any
 

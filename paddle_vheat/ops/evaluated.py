@@ -14,7 +14,7 @@ from typing import Any
 from paddle_vheat._paddle import nn, paddle
 from paddle_vheat.ops import native
 from paddle_vheat.ops.dct import cosine_basis
-from paddle_vheat.ops.fold import are_evaluated_on_cpu
+from paddle_vheat.ops.fold import are_evaluated_on_cpu, unwatched
 
 Tensor = Any
 
@@ -69,7 +69,8 @@ def takes_planes(maps: Sequence[Tensor], convolution: nn.Conv2D, norm: nn.BatchN
         type(norm) is nn.BatchNorm2D
         and norm.weight is not None
         and norm.bias is not None
-        and not (norm.training or norm._forward_pre_hooks or norm._forward_post_hooks)
+        and not norm.training
+        and unwatched(norm)
         and norm._use_global_stats is not False
         and norm._data_format == "NCHW"
         and type(convolution) is nn.Conv2D

@@ -109,6 +109,14 @@ def become(layer: nn.Layer, form: type) -> nn.Layer:
     return layer
 
 
+def unwatched(*layers: nn.Layer) -> bool:
+    """Whether no hook watches these layers."""
+    for layer in layers:  # noqa: SIM110 - no generator expression: see are_evaluated_on_cpu
+        if layer._forward_pre_hooks or layer._forward_post_hooks:
+            return False
+    return True
+
+
 def is_plain(layer: nn.Layer) -> bool:
     """Whether this is a linear layer, a LayerNorm or a convolution that computes what its parameters say, without a
     hook, and has no option that the faster forms do not know."""
@@ -118,7 +126,7 @@ def is_plain(layer: nn.Layer) -> bool:
         known = layer.weight is not None and layer.bias is not None and len(layer._normalized_shape) == 1
     else:
         known = type(layer) is nn.Linear and layer.bias is not None
-    return known and not layer._forward_pre_hooks and not layer._forward_post_hooks
+    return known and unwatched(layer)
 
 
 def are_evaluated_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
@@ -131,7 +139,7 @@ def are_evaluated_on_cpu(x: Tensor, *layers: nn.Layer) -> bool:
     # No generator expression, and the place at the end: otherwise Paddle 3.2's tracing of bytecode (to_static with
     # full_graph=False) fails.
     for layer in layers:
-        if layer.training or layer._forward_pre_hooks or layer._forward_post_hooks:
+        if layer.training or not unwatched(layer):
             return False
         if not hasattr(layer, "was_plain"):
             return False

@@ -13,7 +13,7 @@ from typing import Any
 
 from paddle_vheat._paddle import F, nn, no_autocast, paddle
 from paddle_vheat.ops import fused, native
-from paddle_vheat.ops.fold import affine
+from paddle_vheat.ops.fold import affine, unwatched
 from paddle_vheat.ops.fused import column_sums, needed, wanted
 from paddle_vheat.ops.heat import HeatConduction2D
 
@@ -53,11 +53,6 @@ def accelerate_training(model: nn.Layer) -> nn.Layer:
             continue
         layer.__class__ = form
     return model
-
-
-def unwatched(*layers: nn.Layer) -> bool:
-    """Whether nobody watches these layers."""
-    return not any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in layers)
 
 
 def fusible(x: Tensor, *layers: nn.Layer) -> bool:
